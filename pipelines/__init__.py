@@ -1,0 +1,1 @@
+"""From raw event files to published, encoded days. Imports no torch."""

@@ -1,0 +1,132 @@
+"""The order of everything numeric that a schema implies: sparse slots, dense values, encoded columns.
+
+Collation, models, bundles and the encoder read their column order from here and nowhere else.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import pyarrow as pa
+
+from recsys.schema import (
+    ARROW_TYPES,
+    BucketFeature,
+    CategoricalFeature,
+    IdToken,
+    MultiValuedFeature,
+    NumericFeature,
+    Schema,
+    Side,
+)
+
+BlockSide = Literal["user", "candidate"]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One stream of ids: a `single` id a row, a pooled `bag`, or the `token`s of a sequence."""
+
+    name: str
+    table: str
+    side: BlockSide
+    kind: Literal["single", "bag", "token"]
+    dim: int
+    pooling: Literal["mean", "sum"] = "sum"
+    sequence: str | None = None
+    max_length: int = 1
+
+
+@dataclass(frozen=True)
+class Dense:
+    """One dense number a row."""
+
+    name: str
+    side: BlockSide
+
+
+def slots(schema: Schema, side: BlockSide | None = None) -> tuple[Slot, ...]:
+    """Sparse slots in order: features as declared, then the tokens of each sequence; of one side if named."""
+    found = [*_feature_slots(schema), *_token_slots(schema)]
+    return tuple(slot for slot in found if side in (None, slot.side))
+
+
+def dense(schema: Schema, side: BlockSide | None = None) -> tuple[Dense, ...]:
+    """Dense values in the order of declaration; of one side if named."""
+    found = [
+        Dense(name, _block_side(item.side)) for name, item in schema.features.items() if isinstance(item, NumericFeature)
+    ]
+    return tuple(item for item in found if side in (None, item.side))
+
+
+def _encoded_fields(schema: Schema, *, labels: bool, side: BlockSide | None = None) -> list[pa.Field]:
+    """Fields of encoded rows, in order. With labels: labels, observed, weight, group, row key and kept columns too."""
+    fields = [
+        pa.field(slot.name, pa.int64() if slot.kind == "single" else pa.list_(pa.int64())) for slot in slots(schema, side)
+    ]
+    fields += [pa.field(dense_column(item.name), pa.float32()) for item in dense(schema, side)]
+    if not labels:
+        return fields
+    for task in schema.tasks:
+        fields.append(pa.field(label_column(task), pa.float32()))
+        fields.append(pa.field(observed_column(task), pa.bool_()))
+    fields += [pa.field("weight", pa.float32()), pa.field("group", pa.int64()), pa.field("row_key", pa.int64())]
+    fields += [pa.field(kept_column(name), ARROW_TYPES[schema.columns[name]]) for name in schema.keys.kept]
+    return fields
+
+
+def encoded_arrow(schema: Schema, *, labels: bool = True, side: BlockSide | None = None) -> pa.Schema:
+    """Arrow schema of encoded rows, as `Encoder.encode` returns them and a published day holds them."""
+    return pa.schema(_encoded_fields(schema, labels=labels, side=side))
+
+
+def dense_column(name: str) -> str:
+    return f"dense:{name}"
+
+
+def label_column(task: str) -> str:
+    return f"label:{task}"
+
+
+def observed_column(task: str) -> str:
+    return f"observed:{task}"
+
+
+def kept_column(name: str) -> str:
+    return f"keep:{name}"
+
+
+def _feature_slots(schema: Schema) -> Iterable[Slot]:
+    tables = schema.all_tables
+    for name, item in schema.features.items():
+        side = _block_side(item.side)
+        match item:
+            case CategoricalFeature():
+                yield Slot(name, item.table, side, "single", tables[item.table].dim)
+            case MultiValuedFeature():
+                yield Slot(name, item.table, side, "bag", tables[item.table].dim, item.pooling)
+            case BucketFeature():
+                yield Slot(name, name, side, "single", item.dim)
+            case NumericFeature():
+                continue
+
+
+def _token_slots(schema: Schema) -> Iterable[Slot]:
+    for sequence_name, sequence in schema.sequences.items():
+        for token, spec in sequence.tokens.items():
+            name = f"{sequence_name}.{token}"
+            table = spec.table if isinstance(spec, IdToken) else name
+            yield Slot(
+                name,
+                table,
+                "user",
+                "token",
+                schema.all_tables[table].dim,
+                sequence=sequence_name,
+                max_length=sequence.max_length,
+            )
+
+
+def _block_side(side: Side) -> BlockSide:
+    """User and context features are per request, so both lie on the user axis U."""
+    return "candidate" if side == "candidate" else "user"
