@@ -55,16 +55,25 @@ def _sentence(cls: type[BaseModel], tree: Mapping[str, Any], detail: ErrorDetail
     where = ".".join(path) or "top level"
     if detail["type"] == "extra_forbidden":
         known = _known_keys(cls, detail["loc"][:-1])
-        hint = nearest(path[-1], known) or (f"; known here: {', '.join(sorted(known))}" if known else "")
+        hint = nearest(path[-1], known) or (
+            f"; known here: {', '.join(sorted(known))}" if known else ""
+        )
         return f"unknown key {where!r}{hint}"
     if detail["type"] == "missing":
         return f"{where!r} is missing; add it"
     message = detail["msg"].removeprefix("Value error, ")
     found = detail.get("input")
-    shown = "" if isinstance(found, Mapping) or detail["type"] == "value_error" else f", found {_short(found)}"
+    shown = (
+        ""
+        if isinstance(found, Mapping) or detail["type"] == "value_error"
+        else f", found {_short(found)}"
+    )
     if detail["type"].startswith("union_tag"):
         context = detail.get("ctx", {})
-        tag, known_tags = str(context.get("tag", "")), str(context.get("expected_tags", "")).replace("'", "").split(", ")
+        tag, known_tags = (
+            str(context.get("tag", "")),
+            str(context.get("expected_tags", "")).replace("'", "").split(", "),
+        )
         return f"{where}.kind: unknown {tag!r}{nearest(tag, known_tags)}; known: {', '.join(known_tags)}"
     return f"{where}: {message}{shown}" if path else message
 

@@ -54,15 +54,20 @@ def slots(schema: Schema, side: BlockSide | None = None) -> tuple[Slot, ...]:
 def dense(schema: Schema, side: BlockSide | None = None) -> tuple[Dense, ...]:
     """Dense values in the order of declaration; of one side if named."""
     found = [
-        Dense(name, _block_side(item.side)) for name, item in schema.features.items() if isinstance(item, NumericFeature)
+        Dense(name, _block_side(item.side))
+        for name, item in schema.features.items()
+        if isinstance(item, NumericFeature)
     ]
     return tuple(item for item in found if side in (None, item.side))
 
 
-def _encoded_fields(schema: Schema, *, labels: bool, side: BlockSide | None = None) -> list[pa.Field]:
+def _encoded_fields(
+    schema: Schema, *, labels: bool, side: BlockSide | None = None
+) -> list[pa.Field]:
     """Fields of encoded rows, in order. With labels: labels, observed, weight, group, row key and kept columns too."""
     fields = [
-        pa.field(slot.name, pa.int64() if slot.kind == "single" else pa.list_(pa.int64())) for slot in slots(schema, side)
+        pa.field(slot.name, pa.int64() if slot.kind == "single" else pa.list_(pa.int64()))
+        for slot in slots(schema, side)
     ]
     fields += [pa.field(dense_column(item.name), pa.float32()) for item in dense(schema, side)]
     if not labels:
@@ -70,12 +75,20 @@ def _encoded_fields(schema: Schema, *, labels: bool, side: BlockSide | None = No
     for task in schema.tasks:
         fields.append(pa.field(label_column(task), pa.float32()))
         fields.append(pa.field(observed_column(task), pa.bool_()))
-    fields += [pa.field("weight", pa.float32()), pa.field("group", pa.int64()), pa.field("row_key", pa.int64())]
-    fields += [pa.field(kept_column(name), ARROW_TYPES[schema.columns[name]]) for name in schema.keys.kept]
+    fields += [
+        pa.field("weight", pa.float32()),
+        pa.field("group", pa.int64()),
+        pa.field("row_key", pa.int64()),
+    ]
+    fields += [
+        pa.field(kept_column(name), ARROW_TYPES[schema.columns[name]]) for name in schema.keys.kept
+    ]
     return fields
 
 
-def encoded_arrow(schema: Schema, *, labels: bool = True, side: BlockSide | None = None) -> pa.Schema:
+def encoded_arrow(
+    schema: Schema, *, labels: bool = True, side: BlockSide | None = None
+) -> pa.Schema:
     """Arrow schema of encoded rows, as `Encoder.encode` returns them and a published day holds them."""
     return pa.schema(_encoded_fields(schema, labels=labels, side=side))
 

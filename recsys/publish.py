@@ -78,7 +78,9 @@ def publication(
         path = root / f"{_DRAFT_PREFIX}{_new_version()}"
         path.mkdir()
     except OSError as error:
-        raise ArtifactError(f"{root}: cannot be written ({error.strerror}); choose another place") from error
+        raise ArtifactError(
+            f"{root}: cannot be written ({error.strerror}); choose another place"
+        ) from error
     draft = Draft(path, dict(metadata or {}))
     try:
         yield draft
@@ -117,12 +119,16 @@ def resolve(
             problems.append(str(error))
             continue
         if problems:
-            logger.warning("publish.fell_back kind=%s to=%s because=%s", kind, name, "; ".join(problems))
+            logger.warning(
+                "publish.fell_back kind=%s to=%s because=%s", kind, name, "; ".join(problems)
+            )
         return published
     raise ArtifactError(problems[0])
 
 
-def read_version(path: Path, *, kind: str, verify: Literal["sizes", "digests"] = "sizes") -> Published:
+def read_version(
+    path: Path, *, kind: str, verify: Literal["sizes", "digests"] = "sizes"
+) -> Published:
     """One version directory, checked against its manifest. Raises ArtifactError naming the first file that differs."""
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())
@@ -130,15 +136,25 @@ def read_version(path: Path, *, kind: str, verify: Literal["sizes", "digests"] =
         found_kind, files = manifest["kind"], manifest["files"]
         format_version, metadata = manifest["format_version"], manifest["metadata"]
     except FileNotFoundError as error:
-        raise ArtifactError(f"{path}: no {MANIFEST}, so this {kind} is unfinished or missing; publish it again") from error
+        raise ArtifactError(
+            f"{path}: no {MANIFEST}, so this {kind} is unfinished or missing; publish it again"
+        ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path / MANIFEST}: damaged ({error}); publish this {kind} again") from error
+        raise ArtifactError(
+            f"{path / MANIFEST}: damaged ({error}); publish this {kind} again"
+        ) from error
     if digest != hashlib.sha256(canonical_json(manifest)).hexdigest():
-        raise ArtifactError(f"{path / MANIFEST}: damaged (its digest differs); publish this {kind} again")
+        raise ArtifactError(
+            f"{path / MANIFEST}: damaged (its digest differs); publish this {kind} again"
+        )
     if format_version != FORMAT_VERSION:
-        raise ArtifactError(f"{path}: manifest format {format_version}, this release reads {FORMAT_VERSION}")
+        raise ArtifactError(
+            f"{path}: manifest format {format_version}, this release reads {FORMAT_VERSION}"
+        )
     if found_kind != kind:
-        raise ArtifactError(f"{path}: holds a published {found_kind}, expected a {kind}; give the {kind}'s path")
+        raise ArtifactError(
+            f"{path}: holds a published {found_kind}, expected a {kind}; give the {kind}'s path"
+        )
     for name, entry in files.items():
         _verify_file(path, name, entry, verify)
     return Published(path, found_kind, metadata, files, digest)
@@ -148,7 +164,11 @@ def versions(root: Path) -> list[str]:
     """Names of the finished versions under a root, oldest first."""
     if not root.is_dir():
         return []
-    return sorted(entry.name for entry in root.iterdir() if (entry / MANIFEST).is_file() and entry.name[0] != ".")
+    return sorted(
+        entry.name
+        for entry in root.iterdir()
+        if (entry / MANIFEST).is_file() and entry.name[0] != "."
+    )
 
 
 def prune(root: Path, *, keep: int, pointers: tuple[str, ...] = (CURRENT,)) -> None:
@@ -168,7 +188,9 @@ def file_digest(path: Path) -> str:
 
 def canonical_json(value: Any) -> bytes:
     """The one serialisation that digests are taken of: sorted keys, no blanks, UTF-8, no NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
 
 
 def _commit(draft: Draft, root: Path, kind: str) -> Published:
@@ -204,9 +226,13 @@ def _candidates(root: Path, kind: str, pointer: str) -> list[str]:
     older = versions(root)
     target = _pointed(root, pointer)
     if target is None:
-        raise ArtifactError(f"{root}: holds no published {kind} (no {pointer} file); check the path, or make it first")
+        raise ArtifactError(
+            f"{root}: holds no published {kind} (no {pointer} file); check the path, or make it first"
+        )
     if "/" in target or target.startswith("."):
-        raise ArtifactError(f"{root / pointer}: points to {target!r}, which is not a version name; publish again")
+        raise ArtifactError(
+            f"{root / pointer}: points to {target!r}, which is not a version name; publish again"
+        )
     return [target, *reversed([name for name in older if name < target])]
 
 
@@ -217,10 +243,14 @@ def _pointed(root: Path, pointer: str) -> str | None:
         return None
 
 
-def _verify_file(path: Path, name: str, entry: Mapping[str, Any], verify: Literal["sizes", "digests"]) -> None:
+def _verify_file(
+    path: Path, name: str, entry: Mapping[str, Any], verify: Literal["sizes", "digests"]
+) -> None:
     file = path / name
     if name.startswith("/") or ".." in Path(name).parts or file.is_symlink():
-        raise ArtifactError(f"{path / MANIFEST}: names {name!r}, which lies outside; publish it again")
+        raise ArtifactError(
+            f"{path / MANIFEST}: names {name!r}, which lies outside; publish it again"
+        )
     if not file.is_file():
         raise ArtifactError(f"{file}: missing, though the manifest lists it; publish it again")
     if file.stat().st_size != entry["bytes"]:
@@ -228,7 +258,9 @@ def _verify_file(path: Path, name: str, entry: Mapping[str, Any], verify: Litera
             f"{file}: {file.stat().st_size} bytes, the manifest says {entry['bytes']}; the copy is damaged, publish it again"
         )
     if verify == "digests" and file_digest(file) != entry["sha256"]:
-        raise ArtifactError(f"{file}: SHA-256 differs from the manifest; the copy is damaged, publish it again")
+        raise ArtifactError(
+            f"{file}: SHA-256 differs from the manifest; the copy is damaged, publish it again"
+        )
 
 
 def _new_version() -> str:

@@ -169,12 +169,23 @@ _BINARY_HEADER = (
     "GAUC",
     "GAUC rows",
 )
-_REFERENCE_HEADER = ("task", "AUC", "reference", "difference", "95 % interval", "NE", "reference NE")
+_REFERENCE_HEADER = (
+    "task",
+    "AUC",
+    "reference",
+    "difference",
+    "95 % interval",
+    "NE",
+    "reference NE",
+)
 _REGRESSION_HEADER = ("task", "rows", "RMSE", "MAE", "R2", "mean label", "mean prediction")
 
 
 def render_table(report: Report) -> str:
-    """The report as aligned plain text: binary tasks, references, regression tasks, and notes; no trailing newline."""
+    """The report as aligned plain text: binary tasks, references, regression tasks, notes; no trailing newline.
+
+    The standard error shown is the larger of the two that the report holds.
+    """
     binary = [entry for entry in report.entries if isinstance(entry, BinaryMetrics)]
     regression = [entry for entry in report.entries if isinstance(entry, RegressionMetrics)]
     compared = [(entry, entry.reference) for entry in binary if entry.reference is not None]
@@ -257,8 +268,8 @@ def _number(value: float | None, *, digits: int = 4) -> str:
     if value is None:
         return "-"
     text = f"{value:.{digits}f}"
-    # A rare task's log loss is a small number: keep figures, not zeros.
-    return text if value == 0 or abs(value) >= 10**-digits * 100 else f"{value:.2e}"
+    # A rare task's log loss and a standard error are small: keep their figures, not zeros.
+    return text if value == 0 or abs(value) >= 0.01 else f"{value:.3g}"
 
 
 def _aligned(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

@@ -8,6 +8,7 @@ Row 0 of every table means "missing", row 1 "unknown".
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -38,12 +39,16 @@ _SCALARS: dict[str, pa.DataType] = {
     "timestamp": TIMESTAMP,
 }
 _LISTED = ("int64", "float32", "string", "timestamp")
-ARROW_TYPES: dict[str, pa.DataType] = _SCALARS | {f"list<{name}>": pa.list_(_SCALARS[name]) for name in _LISTED}
+ARROW_TYPES: dict[str, pa.DataType] = _SCALARS | {
+    f"list<{name}>": pa.list_(_SCALARS[name]) for name in _LISTED
+}
 
 _INTEGERS = ("bool", "int8", "int16", "int32", "int64")
 _NUMBERS = (*_INTEGERS, "float32", "float64")
 _IDS = (*_INTEGERS, "string")
 _ID_LISTS = ("list<int64>", "list<string>")
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 
 Side = Literal["user", "context", "candidate"]
 IdKind = Literal["vocabulary", "hash"]
@@ -95,7 +100,9 @@ class _Feature(Config):
     @model_validator(mode="after")
     def _fixed_has_value(self) -> Self:
         if (self.serve == "fixed") != (self.value is not None):
-            raise ValueError('serve = "fixed" and value = ... belong together; give both or neither')
+            raise ValueError(
+                'serve = "fixed" and value = ... belong together; give both or neither'
+            )
         return self
 
 
@@ -132,7 +139,8 @@ class BucketFeature(_Feature):
 
 
 Feature = Annotated[
-    CategoricalFeature | MultiValuedFeature | NumericFeature | BucketFeature, Field(discriminator="kind")
+    CategoricalFeature | MultiValuedFeature | NumericFeature | BucketFeature,
+    Field(discriminator="kind"),
 ]
 
 
@@ -158,7 +166,8 @@ def _token_tag(spec: Any) -> str:
 
 
 Token = Annotated[
-    Annotated[IdToken, Tag("id")] | Annotated[TimeGapToken, Tag("time_gap")], Discriminator(_token_tag)
+    Annotated[IdToken, Tag("id")] | Annotated[TimeGapToken, Tag("time_gap")],
+    Discriminator(_token_tag),
 ]
 
 
@@ -177,8 +186,13 @@ class Sequence(Config):
     def _tokens_are_sections(cls, tokens: Any) -> Any:
         for name, spec in tokens.items():
             if not isinstance(spec, Mapping | Config):
-                hint = nearest(name, ("max_length", "target")) or "; known settings: max_length, target"
-                raise ValueError(f"{name!r} is neither a setting{hint} nor a token such as {{ table = ... }}")
+                hint = (
+                    nearest(name, ("max_length", "target"))
+                    or "; known settings: max_length, target"
+                )
+                raise ValueError(
+                    f"{name!r} is neither a setting{hint} nor a token such as {{ table = ... }}"
+                )
         return tokens
 
     @model_validator(mode="before")
@@ -187,7 +201,9 @@ class Sequence(Config):
         if not isinstance(tree, Mapping) or "tokens" in tree:
             return tree
         settings = {key: tree[key] for key in ("max_length", "target") if key in tree}
-        return settings | {"tokens": {key: item for key, item in tree.items() if key not in settings}}
+        return settings | {
+            "tokens": {key: item for key, item in tree.items() if key not in settings}
+        }
 
 
 class Task(Config):
@@ -226,11 +242,16 @@ class Schema(Config):
     @field_validator("features")
     @classmethod
     def _name_feature_columns(cls, features: dict[str, Any]) -> dict[str, Any]:
-        return {name: item.model_copy(update={"column": item.column or name}) for name, item in features.items()}
+        return {
+            name: item.model_copy(update={"column": item.column or name})
+            for name, item in features.items()
+        }
 
     @field_validator("sequences")
     @classmethod
-    def _name_token_columns(cls, sequences: dict[str, Sequence], _: ValidationInfo) -> dict[str, Sequence]:
+    def _name_token_columns(
+        cls, sequences: dict[str, Sequence], _: ValidationInfo
+    ) -> dict[str, Sequence]:
         return {
             name: sequence.model_copy(
                 update={
@@ -265,7 +286,9 @@ class Schema(Config):
         for sequence_name, sequence in self.sequences.items():
             for token, spec in sequence.tokens.items():
                 if isinstance(spec, TimeGapToken):
-                    implicit[f"{sequence_name}.{token}"] = Table(rows=spec.buckets + RESERVED_ROWS, dim=spec.dim)
+                    implicit[f"{sequence_name}.{token}"] = Table(
+                        rows=spec.buckets + RESERVED_ROWS, dim=spec.dim
+                    )
         return dict(self.tables) | implicit
 
     @cached_property
@@ -327,6 +350,7 @@ def parse_schema(text: str, *, where: str) -> Schema:
 
 
 def _problems(schema: Schema) -> Iterator[str]:
+    yield from _name_problems(schema)
     yield from _key_problems(schema)
     yield from _feature_problems(schema)
     yield from _sequence_problems(schema)
@@ -334,7 +358,28 @@ def _problems(schema: Schema) -> Iterator[str]:
     yield from _task_problems(schema)
 
 
-def _column_problem(schema: Schema, column: str, where: str, dtypes: tuple[str, ...]) -> Iterator[str]:
+def _name_problems(schema: Schema) -> Iterator[str]:
+    sections: dict[str, Iterable[str]] = {
+        "tables": schema.tables,
+        "features": schema.features,
+        "sequences": schema.sequences,
+        "tasks": schema.tasks,
+    }
+    sections |= {
+        f"sequences.{name}": sequence.tokens for name, sequence in schema.sequences.items()
+    }
+    for section, items in sections.items():
+        for name in items:
+            if not _NAME.fullmatch(name):
+                yield f"{section}: name {name!r} must be a letter followed by letters, digits, '_' or '-' (64 at most)"
+    for name in schema.sequences:
+        if name in schema.features:
+            yield f"sequences.{name}: a feature has this name too; rename one"
+
+
+def _column_problem(
+    schema: Schema, column: str, where: str, dtypes: tuple[str, ...]
+) -> Iterator[str]:
     found = schema.columns.get(column)
     if found is None:
         yield f"{where} names column {column!r}, which [columns] does not declare{nearest(column, schema.columns)}"
@@ -344,7 +389,12 @@ def _column_problem(schema: Schema, column: str, where: str, dtypes: tuple[str, 
 
 def _key_problems(schema: Schema) -> Iterator[str]:
     keys = schema.keys
-    for name, dtypes in {"user": _IDS, "item": _IDS, "impression": _IDS, "time": ("timestamp",)}.items():
+    for name, dtypes in {
+        "user": _IDS,
+        "item": _IDS,
+        "impression": _IDS,
+        "time": ("timestamp",),
+    }.items():
         column = getattr(keys, name)
         if column is not None:
             yield from _column_problem(schema, column, f"keys.{name}", dtypes)
@@ -360,13 +410,14 @@ def _feature_problems(schema: Schema) -> Iterator[str]:
     labels = {task.label: name for name, task in schema.tasks.items()}
     for name, item in schema.features.items():
         where = f"features.{name}"
-        if "." in name or ":" in name:
-            yield f"{where}: a feature's name may not contain '.' or ':'"
         if item.column in labels:
             yield f"{where} reads column {item.column!r}, the label of task {labels[item.column]!r}; remove the leak"
         dtypes = {"categorical": _IDS, "multi_valued": _ID_LISTS}.get(item.kind, _NUMBERS)
         yield from _column_problem(schema, item.column, where, dtypes)
-        if isinstance(item, CategoricalFeature | MultiValuedFeature) and item.table not in schema.tables:
+        if (
+            isinstance(item, CategoricalFeature | MultiValuedFeature)
+            and item.table not in schema.tables
+        ):
             yield f"{where} names table {item.table!r}, which [tables] does not declare{nearest(item.table, schema.tables)}"
         if isinstance(item, BucketFeature) and name in schema.tables:
             yield f"{where}: a bucket feature brings its own table, and [tables] declares {name!r} too; rename one"
@@ -374,7 +425,9 @@ def _feature_problems(schema: Schema) -> Iterator[str]:
             yield from _value_problem(schema, item.column, item.value, where)
 
 
-def _value_problem(schema: Schema, column: str, value: bool | int | float | str, where: str) -> Iterator[str]:
+def _value_problem(
+    schema: Schema, column: str, value: bool | int | float | str, where: str
+) -> Iterator[str]:
     try:
         pa.scalar(value, ARROW_TYPES[schema.columns[column]])
     except (pa.ArrowException, TypeError, ValueError, OverflowError):
@@ -384,13 +437,13 @@ def _value_problem(schema: Schema, column: str, value: bool | int | float | str,
 def _sequence_problems(schema: Schema) -> Iterator[str]:
     for name, sequence in schema.sequences.items():
         where = f"sequences.{name}"
-        if "." in name or ":" in name or name in schema.features:
-            yield f"{where}: a sequence needs a name of its own, without '.' or ':'"
         if not sequence.tokens:
             yield f"{where} has no tokens; add one such as item = {{ table = ... }}"
         for token, spec in sequence.tokens.items():
             if isinstance(spec, TimeGapToken):
-                yield from _column_problem(schema, spec.column, f"{where}.{token}", ("list<timestamp>",))
+                yield from _column_problem(
+                    schema, spec.column, f"{where}.{token}", ("list<timestamp>",)
+                )
                 if schema.keys.time is None:
                     yield f"{where}.{token} is a time gap, so [keys] must name the impression's time column"
                 continue
@@ -401,11 +454,17 @@ def _sequence_problems(schema: Schema) -> Iterator[str]:
             yield from _target_problem(schema, sequence, token, feature, f"{where}.target.{token}")
 
 
-def _target_problem(schema: Schema, sequence: Sequence, token: str, feature: str, where: str) -> Iterator[str]:
+def _target_problem(
+    schema: Schema, sequence: Sequence, token: str, feature: str, where: str
+) -> Iterator[str]:
     spec, item = sequence.tokens.get(token), schema.features.get(feature)
     if not isinstance(spec, IdToken):
         yield f"{where}: no id token of that name{nearest(token, sequence.tokens)}"
-    elif not isinstance(item, CategoricalFeature) or item.table != spec.table or item.side != "candidate":
+    elif (
+        not isinstance(item, CategoricalFeature)
+        or item.table != spec.table
+        or item.side != "candidate"
+    ):
         yield f"{where} needs a candidate-side categorical feature of table {spec.table!r}, found {feature!r}"
 
 
@@ -439,8 +498,6 @@ def _task_problems(schema: Schema) -> Iterator[str]:
         yield "tasks: none declared; say what to predict, such as click = { label = 'clicked' }"
     for name, task in schema.tasks.items():
         where = f"tasks.{name}"
-        if "|" in name or ":" in name:
-            yield f"{where}: a task's name may not contain '|' or ':'"
         yield from _column_problem(schema, task.label, where, _NUMBERS)
         if task.mask is not None:
             yield from _column_problem(schema, task.mask, f"{where}.mask", _INTEGERS)

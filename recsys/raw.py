@@ -1,0 +1,89 @@
+"""Checked access to the columns of raw rows."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from recsys.errors import DataError, nearest
+from recsys.schema import ARROW_TYPES, Schema
+
+
+def column_of(raw: pa.Table, name: str, schema: Schema, where: str) -> pa.Array:
+    """A raw column as one array of its declared type. Raises DataError when it is absent or of another type."""
+    index = raw.schema.get_field_index(name)
+    if index < 0:
+        hint = nearest(name, raw.column_names)
+        raise DataError(
+            f"{where} needs column {name!r}, which the rows do not have{hint}; they have {_listed(raw)}"
+        )
+    column = raw.column(index)
+    array = (
+        column.chunk(0)
+        if column.num_chunks == 1
+        else pa.concat_arrays(column.chunks or [pa.array([], column.type)])
+    )
+    expected = ARROW_TYPES[schema.columns[name]]
+    if array.type == expected:
+        return array
+    if _same_but_large(array.type, expected):
+        return array.cast(expected)
+    raise DataError(
+        f"{where}: column {name!r} is {array.type}, the schema says {schema.columns[name]}; cast it or change [columns]"
+    )
+
+
+def number_of(values_B: pa.Array, column: str, where: str) -> NDArray[np.float64]:
+    """A numeric column as float64 with NaN for null. Raises DataError on a NaN or infinity that is not null."""
+    number_B: NDArray[np.float64] = pc.cast(values_B, pa.float64(), safe=False).to_numpy(
+        zero_copy_only=False
+    )
+    if pa.types.is_floating(values_B.type):
+        wrong = np.flatnonzero(
+            ~np.isfinite(number_B) & values_B.is_valid().to_numpy(zero_copy_only=False)
+        )
+        if len(wrong):
+            raise DataError(
+                f"{where}, column {column!r}, row {wrong[0]}: {number_B[wrong[0]]} is not a finite number "
+                f"({len(wrong)} such rows here); write null for a missing value"
+            )
+    return number_B
+
+
+def flat_list(values_B: pa.ListArray) -> tuple[NDArray[np.int64], pa.Array]:
+    """Offsets [B + 1], from 0, and the flat values of a list column; a null list is empty."""
+    if values_B.null_count:
+        # A null list may still own hidden values: rebuilding drops them.
+        values_B = pc.if_else(values_B.is_valid(), values_B, pa.scalar([], values_B.type))
+    offsets: NDArray[np.int64] = values_B.offsets.to_numpy().astype(np.int64)
+    return offsets - offsets[0], values_B.values.slice(offsets[0], offsets[-1] - offsets[0])
+
+
+def newest(
+    offsets: NDArray[np.int64], values_N: pa.Array, max_length: int
+) -> tuple[NDArray[np.int64], pa.Array]:
+    """The last `max_length` values of each list, as offsets and flat values."""
+    lengths_B = np.diff(offsets)
+    if len(lengths_B) == 0 or lengths_B.max() <= max_length:
+        return offsets, values_N
+    kept_B = np.minimum(lengths_B, max_length)
+    kept_offsets = np.concatenate([[0], np.cumsum(kept_B)])
+    index_N = np.arange(kept_offsets[-1]) + np.repeat(
+        offsets[1:] - kept_B - kept_offsets[:-1], kept_B
+    )
+    return kept_offsets, values_N.take(pa.array(index_N))
+
+
+def _same_but_large(found: pa.DataType, expected: pa.DataType) -> bool:
+    """Whether a type is the expected one but for 64-bit offsets or the name of a list's child."""
+    if pa.types.is_large_string(found) or pa.types.is_string_view(found):
+        return bool(pa.types.is_string(expected))
+    if pa.types.is_list(expected) and (pa.types.is_list(found) or pa.types.is_large_list(found)):
+        value_type, wanted = found.value_type, expected.value_type
+        return bool(value_type == wanted) or _same_but_large(value_type, wanted)
+    return False
+
+
+def _listed(raw: pa.Table) -> str:
+    names = raw.column_names
+    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
