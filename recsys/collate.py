@@ -1,7 +1,7 @@
 """Encoded rows to the plain arrays that models take. Training and serving collate through here alone.
 
-Axes: **F** sparse slots, **B** rows, **N** ids in the batch, **D** dense values. Ids are slot-major: all rows of slot 0,
-then all rows of slot 1, and so on, each slot's ids in row order.
+Axes: **F** sparse slots, **B** rows, **N** ids in the batch, **D** dense values. Ids are slot-major: all rows of slot
+0, then all rows of slot 1, and so on, each slot's ids in row order.
 
 ```
 slots      user_id    genres               values_N    u0 u1 | g0a g0b g1a

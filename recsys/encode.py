@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from recsys.errors import ArtifactError, DataError
@@ -35,7 +34,6 @@ from recsys.raw import column_of, flat_list, newest, number_of
 from recsys.schema import (
     MISSING_ROW,
     RESERVED_ROWS,
-    UNKNOWN_ROW,
     BucketFeature,
     CategoricalFeature,
     IdToken,
@@ -45,6 +43,7 @@ from recsys.schema import (
     Table,
     parse_schema,
 )
+from recsys.vocabulary import Vocabulary, read_vocabulary, write_vocabulary
 
 FORMAT_VERSION = 1
 
@@ -58,52 +57,8 @@ class Moments:
 
 
 @dataclass(frozen=True)
-class Vocabulary:
-    """Fitted values of a table; the value at index i has row i + 2. Looked up by binary search over sorted keys."""
-
-    values: pa.Array
-
-    @cached_property
-    def digest(self) -> str:
-        return hashlib.sha256(canonical_json(self.values.to_pylist())).hexdigest()
-
-    @cached_property
-    def _order(self) -> NDArray[np.int64]:
-        return np.argsort(_search_keys(self.values), kind="stable")
-
-    @cached_property
-    def _sorted_keys(self) -> NDArray[Any]:
-        return _search_keys(self.values)[self._order]
-
-    def rows(self, values_N: pa.Array) -> NDArray[np.int64]:
-        """Table rows of values without nulls; a value that was not fitted gets the unknown row."""
-        if len(self.values) == 0 or len(values_N) == 0:
-            return np.full(len(values_N), UNKNOWN_ROW, np.int64)
-        if pa.types.is_string(values_N.type):
-            # Distinct strings only: a column repeats few of them.
-            encoded = pc.dictionary_encode(values_N)
-            rows_N: NDArray[np.int64] = self._search(encoded.dictionary)[
-                encoded.indices.to_numpy(zero_copy_only=False)
-            ]
-            return rows_N
-        return self._search(values_N)
-
-    def _search(self, values_N: pa.Array) -> NDArray[np.int64]:
-        keys_N = _search_keys(values_N)
-        found_N = np.minimum(np.searchsorted(self._sorted_keys, keys_N), len(self._order) - 1)
-        index_N = self._order[found_N]
-        known_N = self._sorted_keys[found_N] == keys_N
-        if pa.types.is_string(values_N.type):
-            # Equal hashes are not yet equal strings.
-            known_N &= pc.equal(self.values.take(pa.array(index_N)), values_N).to_numpy(
-                zero_copy_only=False
-            )
-        return np.where(known_N, index_N + RESERVED_ROWS, UNKNOWN_ROW)
-
-
-@dataclass(frozen=True)
 class Encoder:
-    """A schema with fitted statistics. `lineage` lists the digests of the encoders that this one extends, oldest first."""
+    """A schema with fitted statistics. `lineage` lists the digests of the encoders that it extends, oldest first."""
 
     schema: Schema
     moments: Mapping[str, Moments]
@@ -188,10 +143,7 @@ class Encoder:
             json.dumps(tree, indent=1, ensure_ascii=False), encoding="utf-8"
         )
         for name, vocabulary in self.vocabularies.items():
-            table = pa.table({"value": vocabulary.values})
-            with pa.OSFile(str(directory / "vocabulary" / f"{name}.arrow"), "wb") as sink:
-                with pa.ipc.new_file(sink, table.schema) as writer:
-                    writer.write_table(table)
+            write_vocabulary(directory / "vocabulary" / f"{name}.arrow", vocabulary)
 
     def _tree(self) -> dict[str, Any]:
         return {
@@ -301,7 +253,8 @@ class Encoder:
         wrong = np.flatnonzero(~(weight_B >= 0))
         if len(wrong):
             raise DataError(
-                f"column {name!r}, row {wrong[0]}: sample weight {weight_B[wrong[0]]}; weights are numbers >= 0, fill or filter"
+                f"column {name!r}, row {wrong[0]}: sample weight {weight_B[wrong[0]]}; "
+                "a weight is a number >= 0, fill or filter"
             )
         return pa.array(weight_B.astype(np.float32))
 
@@ -339,7 +292,7 @@ def read_encoder(directory: Path) -> Encoder:
             )
         schema = parse_schema(json.dumps(tree["schema"]), where=str(file))
         vocabularies = {
-            name: _read_vocabulary(directory / "vocabulary" / f"{name}.arrow")
+            name: read_vocabulary(directory / "vocabulary" / f"{name}.arrow")
             for name in tree["vocabularies"]
         }
         encoder = Encoder(
@@ -358,18 +311,6 @@ def read_encoder(directory: Path) -> Encoder:
     return encoder
 
 
-def _read_vocabulary(file: Path) -> Vocabulary:
-    with pa.memory_map(str(file)) as source:
-        return Vocabulary(pa.ipc.open_file(source).read_all().column("value").combine_chunks())
-
-
-def _search_keys(values_N: pa.Array) -> NDArray[Any]:
-    if pa.types.is_string(values_N.type):
-        return hash_ids(values_N)
-    keys_N: NDArray[np.int64] = values_N.cast(pa.int64()).to_numpy(zero_copy_only=False)
-    return keys_N
-
-
 def _hashed_rows(values_N: pa.Array, table: Table) -> NDArray[np.int64]:
     hashes_N = hash_ids(values_N, table.seed)
     return (hashes_N % np.uint64(table.rows - RESERVED_ROWS)).astype(np.int64) + RESERVED_ROWS
@@ -386,8 +327,8 @@ def _require_aligned(
     if len(differ):
         row = differ[0]
         raise DataError(
-            f"{where}, row {row}: column {first[0]!r} has {first[1][row]} events and column {other[0]!r} {other[1][row]}; "
-            "the lists of a sequence must be aligned"
+            f"{where}, row {row}: column {first[0]!r} has {first[1][row]} events and "
+            f"column {other[0]!r} {other[1][row]}; the lists of a sequence must be aligned"
         )
 
 

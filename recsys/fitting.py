@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from recsys.encode import Encoder, Moments, Vocabulary, transformed
+from recsys.encode import Encoder, Moments, transformed
 from recsys.errors import ConfigError, DataError
 from recsys.hashing import splitmix64
 from recsys.raw import column_of, flat_list, number_of
@@ -27,6 +27,7 @@ from recsys.schema import (
     Schema,
     Table,
 )
+from recsys.vocabulary import Vocabulary
 
 SAMPLE_ROWS = 200_000
 COUNTER_FACTOR = 4

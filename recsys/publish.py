@@ -255,7 +255,8 @@ def _verify_file(
         raise ArtifactError(f"{file}: missing, though the manifest lists it; publish it again")
     if file.stat().st_size != entry["bytes"]:
         raise ArtifactError(
-            f"{file}: {file.stat().st_size} bytes, the manifest says {entry['bytes']}; the copy is damaged, publish it again"
+            f"{file}: {file.stat().st_size} bytes, the manifest says {entry['bytes']}; "
+            "the copy is damaged, publish it again"
         )
     if verify == "digests" and file_digest(file) != entry["sha256"]:
         raise ArtifactError(

@@ -1,0 +1,200 @@
+"""The sections of `schema.toml`, one frozen class each. `recsys.schema.Schema` puts them together."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+import pyarrow as pa
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+
+from recsys.config import Config
+from recsys.errors import nearest
+
+MISSING_ROW = 0
+UNKNOWN_ROW = 1
+RESERVED_ROWS = 2
+VOCABULARY_UP_TO_ROWS = 200_000
+
+TIMESTAMP = pa.timestamp("us", tz="UTC")
+_SCALARS: dict[str, pa.DataType] = {
+    "bool": pa.bool_(),
+    "int8": pa.int8(),
+    "int16": pa.int16(),
+    "int32": pa.int32(),
+    "int64": pa.int64(),
+    "float32": pa.float32(),
+    "float64": pa.float64(),
+    "string": pa.string(),
+    "timestamp": TIMESTAMP,
+}
+_LISTED = ("int64", "float32", "string", "timestamp")
+ARROW_TYPES: dict[str, pa.DataType] = _SCALARS | {
+    f"list<{name}>": pa.list_(_SCALARS[name]) for name in _LISTED
+}
+
+
+Side = Literal["user", "context", "candidate"]
+IdKind = Literal["vocabulary", "hash"]
+
+
+class Table(Config):
+    """An embedding table: `rows` includes the two reserved rows, `dim` is the embedding width K.
+
+    `ids` says how a raw value becomes a row: a fitted `vocabulary` (values seen at least `min_count` times; the rest
+    are unknown) or a seeded `hash`. Without it, tables of up to 200 000 rows take the vocabulary.
+    """
+
+    rows: int = Field(ge=3, le=2**40)
+    dim: int = Field(default=16, ge=1, le=4096)
+    ids: IdKind | None = None
+    min_count: int = Field(default=2, ge=1)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+
+    @property
+    def id_kind(self) -> IdKind:
+        return self.ids or ("vocabulary" if self.rows <= VOCABULARY_UP_TO_ROWS else "hash")
+
+
+class Keys(Config):
+    """Columns that identify a row. All optional; `keep` columns travel unencoded into the predictions."""
+
+    user: str | None = None
+    item: str | None = None
+    time: str | None = None
+    impression: str | None = None
+    sample_weight: str | None = None
+    keep: tuple[str, ...] = ()
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Columns that travel unencoded, without repetition: the keys, then `keep`."""
+        named = (self.user, self.item, self.time, self.impression, *self.keep)
+        return tuple(dict.fromkeys(name for name in named if name is not None))
+
+
+class _Feature(Config):
+    """What every feature may say. A `fixed` feature is trained as given and is the constant `value` in the server."""
+
+    column: str = ""
+    side: Side = "candidate"
+    serve: Literal["request", "fixed"] = "request"
+    value: bool | int | float | str | None = None
+
+    @model_validator(mode="after")
+    def _fixed_has_value(self) -> Self:
+        if (self.serve == "fixed") != (self.value is not None):
+            raise ValueError(
+                'serve = "fixed" and value = ... belong together; give both or neither'
+            )
+        return self
+
+
+class CategoricalFeature(_Feature):
+    """One id a row, looked up in a table."""
+
+    kind: Literal["categorical"]
+    table: str
+
+
+class MultiValuedFeature(_Feature):
+    """A bag of ids a row, pooled. Null and the empty list are both the empty bag, whose vector is zero."""
+
+    kind: Literal["multi_valued"]
+    table: str
+    pooling: Literal["mean", "sum"] = "mean"
+
+
+class NumericFeature(_Feature):
+    """One dense number: signed log1p if asked, z-score over the training rows, clipped. Null becomes the mean, 0."""
+
+    kind: Literal["numeric"]
+    transform: Literal["none", "log1p"] = "none"
+    normalize: Literal["zscore", "none"] = "zscore"
+    clip: float | None = Field(default=5.0, gt=0)
+
+
+class BucketFeature(_Feature):
+    """A number cut at the training rows' quantiles, looked up in a table of the feature's own name."""
+
+    kind: Literal["bucket"]
+    buckets: int = Field(default=32, ge=2, le=65_536)
+    dim: int = Field(default=8, ge=1, le=4096)
+
+
+Feature = Annotated[
+    CategoricalFeature | MultiValuedFeature | NumericFeature | BucketFeature,
+    Field(discriminator="kind"),
+]
+
+
+class IdToken(Config):
+    """One id per event of a sequence, looked up in a table."""
+
+    table: str
+    column: str = ""
+
+
+class TimeGapToken(Config):
+    """Time from each event to the impression in `buckets` powers of two of seconds; computed, never stored."""
+
+    kind: Literal["time_gap"]
+    buckets: int = Field(default=16, ge=2, le=64)
+    dim: int = Field(default=8, ge=1, le=4096)
+    column: str = ""
+
+
+def _token_tag(spec: Any) -> str:
+    kind = spec.get("kind", "id") if isinstance(spec, Mapping) else getattr(spec, "kind", "id")
+    return str(kind)
+
+
+Token = Annotated[
+    Annotated[IdToken, Tag("id")] | Annotated[TimeGapToken, Tag("time_gap")],
+    Discriminator(_token_tag),
+]
+
+
+class Sequence(Config):
+    """Aligned lists, oldest event first; the newest `max_length` events are kept.
+
+    `target` maps a token to the candidate's categorical feature of the same table, so that a model may compare them.
+    """
+
+    tokens: dict[str, Token]
+    max_length: int = Field(default=50, ge=1, le=10_000)
+    target: dict[str, str] = {}
+
+    @field_validator("tokens", mode="before")
+    @classmethod
+    def _tokens_are_sections(cls, tokens: Any) -> Any:
+        for name, spec in tokens.items():
+            if not isinstance(spec, Mapping | Config):
+                hint = (
+                    nearest(name, ("max_length", "target"))
+                    or "; known settings: max_length, target"
+                )
+                raise ValueError(
+                    f"{name!r} is neither a setting{hint} nor a token such as {{ table = ... }}"
+                )
+        return tokens
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_tokens(cls, tree: Any) -> Any:
+        if not isinstance(tree, Mapping) or "tokens" in tree:
+            return tree
+        settings = {key: tree[key] for key in ("max_length", "target") if key in tree}
+        return settings | {
+            "tokens": {key: item for key, item in tree.items() if key not in settings}
+        }
+
+
+class Task(Config):
+    """What is predicted. `given` names the parent of a funnel step: p(this) = p(parent) * p(this | parent).
+
+    A null label, or a `mask` column that is false, leaves the row out of the task's loss and metrics.
+    """
+
+    label: str
+    kind: Literal["binary", "regression"] = "binary"
+    given: str | None = None
+    mask: str | None = None
