@@ -17,6 +17,7 @@ from recsys.errors import DataError
 
 AnyArray: TypeAlias = npt.NDArray[Any]
 Float64Array: TypeAlias = npt.NDArray[np.float64]
+BoolArray: TypeAlias = npt.NDArray[np.bool_]
 Int64Array: TypeAlias = npt.NDArray[np.int64]
 
 # Probability 0 and 1 become the logits of the nearest float64 strictly between them.
@@ -126,7 +127,7 @@ class GroupAucs:
 
     auc_G: Float64Array
     weight_G: Float64Array
-    counted_G: npt.NDArray[np.bool_]
+    counted_G: BoolArray
 
     @property
     def mean(self) -> float | None:
@@ -167,6 +168,12 @@ def group_aucs(rows: ScoredRows) -> GroupAucs:
     return GroupAucs(auc_G, positive_G + negative_G, counted_G)
 
 
+def weighted_mean(values_B: AnyArray, weights_B: Float64Array) -> float | None:
+    """Mean by sample weight; None without any weight."""
+    total = float(weights_B.sum())
+    return float(weights_B @ values_B) / total if total > 0 else None
+
+
 def log_losses(logits_B: AnyArray, labels_B: Float64Array) -> Float64Array:
     """Binary cross-entropy of every row in nats, finite for any finite logit."""
     logits = np.asarray(logits_B, dtype=np.float64)
@@ -177,10 +184,7 @@ def log_losses(logits_B: AnyArray, labels_B: Float64Array) -> Float64Array:
 
 def log_loss(rows: ScoredRows) -> float | None:
     """Mean binary cross-entropy in nats, by sample weight; None without any weight."""
-    total = float(rows.weights_B.sum())
-    if total == 0:
-        return None
-    return float(rows.weights_B @ log_losses(rows.logits_B, rows.labels_B)) / total
+    return weighted_mean(log_losses(rows.logits_B, rows.labels_B), rows.weights_B)
 
 
 def base_entropy(positive_rate: float) -> float:
@@ -196,10 +200,10 @@ def normalized_entropy(rows: ScoredRows) -> float | None:
 
     None when a class is missing.
     """
-    loss = log_loss(rows)
-    if loss is None:
+    loss, positive_rate = log_loss(rows), weighted_mean(rows.labels_B, rows.weights_B)
+    if loss is None or positive_rate is None:
         return None
-    entropy = base_entropy(float(rows.weights_B @ rows.labels_B) / float(rows.weights_B.sum()))
+    entropy = base_entropy(positive_rate)
     return loss / entropy if entropy > 0 else None
 
 

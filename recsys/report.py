@@ -52,7 +52,7 @@ class ReferenceComparison(_Frozen):
 
 
 class BinaryMetrics(_Frozen):
-    """One entry of a binary task. None is "undefined on these rows"; `undefined` says why."""
+    """One entry of a binary task. A metric is None where it is undefined; `note` says why, and what else to know."""
 
     kind: Literal["binary"] = "binary"
     name: str
@@ -71,7 +71,7 @@ class BinaryMetrics(_Frozen):
     predicted_over_observed: float | None
     gauc: Gauc | None
     reference: ReferenceComparison | None
-    undefined: str | None
+    note: str | None
 
 
 class RegressionMetrics(_Frozen):
@@ -86,7 +86,7 @@ class RegressionMetrics(_Frozen):
     rmse: float | None
     mae: float | None
     r2: float | None
-    undefined: str | None
+    note: str | None
 
 
 Entry: TypeAlias = Annotated[BinaryMetrics | RegressionMetrics, Field(discriminator="kind")]
@@ -257,7 +257,7 @@ def _notes(report: Report) -> list[str]:
         for entry in report.entries
         if isinstance(entry, BinaryMetrics) and entry.given is not None
     ]
-    notes += [f"{entry.name}: {entry.undefined}" for entry in report.entries if entry.undefined]
+    notes += [f"{entry.name}: {entry.note}" for entry in report.entries if entry.note]
     if report.references:
         named = ", ".join(f"{task} from {column!r}" for task, column in report.references.items())
         notes.append(f"reference: {named}; difference is model minus reference")
