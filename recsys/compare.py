@@ -9,7 +9,6 @@ Differences are always first minus second. Axes: **B** rows, **G** groups (users
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Literal
 
 import numpy as np
 
@@ -18,17 +17,12 @@ from recsys.measures import (
     Int64Array,
     ScoredRows,
     auc_of_blocks,
-    base_entropy,
     class_weights,
-    group_aucs,
-    log_losses,
     sums,
     tie_blocks,
 )
 from recsys.predictions import Predictions, aligned
-
-Metric = Literal["auc", "gauc", "normalized_entropy"]
-METRICS: tuple[Metric, ...] = ("auc", "gauc", "normalized_entropy")
+from recsys.resample import METRICS, Metric, Resample, resample
 
 
 @dataclass(frozen=True)
@@ -140,8 +134,8 @@ def bootstrap(
     Every replicate draws as many groups as there are, with replacement, and keeps all rows of a drawn group. The same
     seed gives the same replicates. A metric that is undefined on the rows, or on all but one replicate, is None.
     """
-    sample = _Resample(rows)
-    values = _replicate((sample,), replicates, seed)[0]
+    sample = Resample(rows)
+    values = resample((sample,), replicates, seed)[0]
     estimates: dict[Metric, Estimate | None] = {}
     for metric, value, values_R in zip(METRICS, sample.metrics(None), values.T, strict=True):
         spread = _spread(value, values_R, confidence)
@@ -158,8 +152,8 @@ def bootstrap_difference(
     confidence: float = 0.95,
 ) -> dict[Metric, Difference | None]:
     """Paired differences of AUC, GAUC and normalized entropy: both models see the same groups in every replicate."""
-    samples = (_Resample(first), _Resample(second))
-    values_MRS = _replicate(samples, replicates, seed)
+    samples = (Resample(first), Resample(second))
+    values_MRS = resample(samples, replicates, seed)
     pairs = zip(METRICS, samples[0].metrics(None), samples[1].metrics(None), strict=True)
     differences: dict[Metric, Difference | None] = {}
     for column, (metric, value_first, value_second) in enumerate(pairs):
@@ -247,65 +241,6 @@ def _p_value(difference: float, standard_error: float) -> float:
     if standard_error == 0:
         return 1.0 if difference == 0 else 0.0
     return math.erfc(abs(difference) / standard_error / math.sqrt(2))
-
-
-class _Resample:
-    """One model's rows, prepared so that a replicate (how often each group was drawn) costs a few passes."""
-
-    def __init__(self, rows: ScoredRows) -> None:
-        group_B, self.groups = tie_blocks(rows.groups_B)
-        block_B, self._blocks = tie_blocks(rows.logits_B)
-        # Sorted by score once: every later sum over blocks then runs through memory in order.
-        order_B = np.argsort(block_B, kind="stable")
-        positive_B, negative_B = class_weights(rows)
-        self._group_B, self._block_B = group_B[order_B], block_B[order_B]
-        self._positive_B, self._negative_B = positive_B[order_B], negative_B[order_B]
-        within = group_aucs(rows)
-        self._counted_weight_G = np.where(within.counted_G, within.weight_G, 0.0)
-        self._auc_G = within.auc_G
-        self._weight_G = within.weight_G
-        self._positive_G = sums(positive_B, group_B, self.groups)
-        losses_B = rows.weights_B * log_losses(rows.logits_B, rows.labels_B)
-        self._loss_G = sums(losses_B, group_B, self.groups)
-
-    def metrics(self, counts_G: Int64Array | None) -> tuple[float, float, float]:
-        """AUC, GAUC and normalized entropy with each group counted so often (None: once); NaN where undefined."""
-        counts = np.ones(self.groups, dtype=np.int64) if counts_G is None else counts_G
-        return self._auc(counts), self._gauc(counts), self._normalized_entropy(counts)
-
-    def _auc(self, counts_G: Int64Array) -> float:
-        counts_B = counts_G[self._group_B]
-        auc = auc_of_blocks(
-            sums(self._positive_B * counts_B, self._block_B, self._blocks),
-            sums(self._negative_B * counts_B, self._block_B, self._blocks),
-        )
-        return math.nan if auc is None else auc
-
-    def _gauc(self, counts_G: Int64Array) -> float:
-        weight_G = counts_G * self._counted_weight_G
-        total = float(weight_G.sum())
-        return float(weight_G @ self._auc_G) / total if total > 0 else math.nan
-
-    def _normalized_entropy(self, counts_G: Int64Array) -> float:
-        total = float(counts_G @ self._weight_G)
-        if total == 0:
-            return math.nan
-        entropy = base_entropy(float(counts_G @ self._positive_G) / total)
-        return float(counts_G @ self._loss_G) / total / entropy if entropy > 0 else math.nan
-
-
-def _replicate(samples: tuple[_Resample, ...], replicates: int, seed: int) -> Float64Array:
-    """Metrics [models, replicates, metrics]; within a replicate all models see the same groups."""
-    random = np.random.default_rng(seed)
-    groups = samples[0].groups
-    values_MRS = np.full((len(samples), replicates, len(METRICS)), np.nan)
-    if groups == 0:
-        return values_MRS
-    for replicate in range(replicates):
-        counts_G = np.bincount(random.integers(groups, size=groups), minlength=groups)
-        for model, sample in enumerate(samples):
-            values_MRS[model, replicate] = sample.metrics(counts_G)
-    return values_MRS
 
 
 def _spread(

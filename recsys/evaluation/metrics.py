@@ -105,7 +105,7 @@ def _rows(
     )
 
 
-def _reference(outcomes: Outcomes, task: str, used_B: npt.NDArray[np.bool_]) -> Float64Array | None:
+def _reference(outcomes: Outcomes, task: str, used_B: BoolArray) -> Float64Array | None:
     if task not in outcomes.references:
         return None
     probability_B = outcomes.references[task][used_B]
