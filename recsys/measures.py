@@ -248,5 +248,4 @@ def conditional_logit(joint_B: AnyArray, parent_B: AnyArray) -> Float64Array:
 def _refuse(wrong_B: AnyArray, name: str, what: str) -> None:
     count = int(np.count_nonzero(wrong_B))
     if count:
-        first = int(np.flatnonzero(wrong_B)[0])
-        raise DataError(f"{name}: {count} of {len(wrong_B)} rows have {what} (first: row {first})")
+        raise DataError(f"{name}: {count} of {len(wrong_B)} rows have {what}")
