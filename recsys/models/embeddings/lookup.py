@@ -1,0 +1,245 @@
+"""From a batch's ids to a program's blocks, with one lookup a table a step.
+
+All ids of a table, whatever slots they belong to, go through one call: two fused lookups would be two optimizer
+updates. Single ids and events are bags of one; means and padding are done here, alike for every backend.
+
+Axes: **F** sparse slots, **B** rows, **N** ids, **M** bags, **K** embedding width, **L** events.
+"""
+
+import importlib.util
+import logging
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from recsys.batch import Batch
+from recsys.errors import ArtifactError, ConfigError
+from recsys.layout import BlockSide, Slot, dense, slots
+from recsys.models.embeddings.plain import PlainTables
+from recsys.models.embeddings.tables import Bags, EmbeddingsConfig, Tables, TableSpec
+from recsys.models.inputs import Blocks
+from recsys.schema import Schema
+
+logger = logging.getLogger(__name__)
+
+
+class Embeddings(nn.Module):
+    """Tables of a schema behind one backend; `forward` gives a batch's blocks, where every row is its own user."""
+
+    def __init__(
+        self, schema: Schema, config: EmbeddingsConfig, *, seed: int, device: torch.device
+    ) -> None:
+        super().__init__()
+        self.slots = slots(schema)
+        self.specs = table_specs(schema)
+        self.backend = choose_backend(config, self.specs)
+        self.tables = _tables(self.backend, self.specs, config, seed=seed, device=device)
+        self._names = tuple(slot.name for slot in self.slots)
+        self._tokens_of = _token_positions(self.slots)
+        for side in ("user", "candidate"):
+            columns = torch.tensor(_dense_columns(schema, side), dtype=torch.long, device=device)
+            self.register_buffer(f"{side}_columns", columns, persistent=False)
+
+    def forward(self, batch: Batch) -> Blocks:
+        found = self._look_up(batch)
+        tokens, valid = self._sequences(found, batch)
+        return Blocks(
+            user_UI=self._block("user", found, batch),
+            candidate_NI=self._block("candidate", found, batch),
+            tokens=tokens,
+            valid=valid,
+        )
+
+    def set_learning_rate(self, rate: float) -> None:
+        """Update tables at this rate from the next backward pass on."""
+        self.tables.set_learning_rate(rate)
+
+    def table_weights(self) -> dict[str, Tensor]:
+        """Views of the tables' rows by table name, [rows, K]."""
+        return self.tables.weights()
+
+    def load_table_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Write tables from a mapping of the same names and shapes. Raises ArtifactError otherwise."""
+        _write(self.tables.weights(), weights, what="table")
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """Views of row-wise Adagrad's sums of squared gradients by table name, [rows]."""
+        return self.tables.accumulators()
+
+    def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
+        """Write the optimizer's state from a mapping of the same names and shapes. Raises ArtifactError otherwise."""
+        _write(self.tables.accumulators(), state, what="optimizer state of table")
+
+    def _look_up(self, batch: Batch) -> dict[str, Tensor]:
+        """Per slot: [B, K] pooled, or for a sequence's token [N, K], its events in row order."""
+        assert batch.weights_N is None, "no schema declares weighted bags"
+        counts: list[int] = batch.lengths_FB.sum(dim=1).tolist()
+        ids = dict(zip(self._names, torch.split(batch.values_N, counts), strict=True))
+        lengths = dict(zip(self._names, batch.lengths_FB.unbind(0), strict=True))
+        streams = {
+            slot.name: _bags(slot, ids[slot.name], lengths[slot.name]) for slot in self.slots
+        }
+        summed = self.tables(
+            {spec.name: _join([streams[name] for name in spec.streams]) for spec in self.specs}
+        )
+        found: dict[str, Tensor] = {}
+        for spec in self.specs:
+            sizes = [_bag_count(streams[name]) for name in spec.streams]
+            found |= dict(zip(spec.streams, torch.split(summed[spec.name], sizes), strict=True))
+        for slot in self.slots:
+            if slot.kind == "bag" and slot.pooling == "mean":
+                found[slot.name] = found[slot.name] / lengths[slot.name].clamp(min=1)[:, None]
+        return found
+
+    def _block(self, side: BlockSide, found: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        parts = [
+            found[slot.name] for slot in self.slots if slot.side == side and slot.kind != "token"
+        ]
+        columns = self.get_buffer(f"{side}_columns")
+        return torch.cat([*parts, batch.dense_BD.index_select(1, columns)], dim=1)
+
+    def _sequences(
+        self, found: Mapping[str, Tensor], batch: Batch
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        tokens: dict[str, Tensor] = {}
+        valid: dict[str, Tensor] = {}
+        for sequence, positions in self._tokens_of.items():
+            lengths_B = batch.lengths_FB[positions[0]]
+            for f in positions[1:]:
+                assert torch.equal(lengths_B, batch.lengths_FB[f]), (
+                    f"tokens of {sequence!r} are not aligned"
+                )
+            events_NK = torch.cat([found[self.slots[f].name] for f in positions], dim=1)
+            tokens[sequence], valid[sequence] = pad(events_NK, lengths_B)
+        return tokens, valid
+
+
+def table_specs(schema: Schema) -> tuple[TableSpec, ...]:
+    """The tables that the schema's slots read, in the order of their first slot."""
+    streams: dict[str, list[Slot]] = {}
+    for slot in slots(schema):
+        streams.setdefault(slot.table, []).append(slot)
+    return tuple(
+        TableSpec(
+            name=name,
+            rows=schema.all_tables[name].rows,
+            dim=schema.all_tables[name].dim,
+            streams=tuple(slot.name for slot in found),
+            ragged=any(slot.kind == "token" for slot in found),
+        )
+        for name, found in streams.items()
+    )
+
+
+def choose_backend(config: EmbeddingsConfig, specs: Sequence[TableSpec]) -> str:
+    """`torchrec` or `plain`: what the configuration names or, for `auto`, TorchRec where it can hold these tables."""
+    if config.backend != "auto":
+        return config.backend
+    if not _torchrec_imports():
+        logger.warning("embeddings backend=plain reason='torchrec and fbgemm do not import here'")
+        return "plain"
+    odd = [spec.name for spec in specs if spec.dim % 4]
+    if odd:
+        logger.warning(
+            "embeddings backend=plain reason='TorchRec needs widths in multiples of 4, not so: %s'",
+            ", ".join(odd),
+        )
+        return "plain"
+    return "torchrec"
+
+
+def pad(events_NK: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Events as [B, L, K], left-aligned with zeros after the last, and the mask [B, L]; L >= 1."""
+    longest = max(1, int(lengths_B.max())) if len(lengths_B) else 1
+    valid_BL = torch.arange(longest, device=lengths_B.device) < lengths_B[:, None]
+    position_N = valid_BL.flatten().nonzero().squeeze(1)
+    grid = events_NK.new_zeros(valid_BL.numel(), events_NK.shape[1])
+    return grid.index_copy(0, position_N, events_NK).view(*valid_BL.shape, -1), valid_BL
+
+
+def _tables(
+    backend: str,
+    specs: Sequence[TableSpec],
+    config: EmbeddingsConfig,
+    *,
+    seed: int,
+    device: torch.device,
+) -> Tables:
+    if backend == "plain":
+        return PlainTables(specs, config, seed=seed, device=device)
+    if not _torchrec_imports():
+        raise ConfigError(
+            'model.embeddings.backend is "torchrec", but torchrec or fbgemm does not import here; '
+            'install the project\'s [cpu] or [gpu] extra, or set backend = "plain"'
+        )
+    # Importing TorchRec takes seconds: only who trains on it pays.
+    from recsys.models.embeddings.torchrec import TorchRecTables
+
+    tables: Tables = TorchRecTables(specs, config, seed=seed, device=device)
+    return tables
+
+
+def _torchrec_imports() -> bool:
+    if (
+        importlib.util.find_spec("torchrec") is None
+        or importlib.util.find_spec("fbgemm_gpu") is None
+    ):
+        return False
+    try:
+        import recsys.models.embeddings.torchrec  # noqa: F401
+    except (ImportError, OSError, RuntimeError) as error:
+        logger.warning("torchrec import failed: %s", error)
+        return False
+    return True
+
+
+def _bags(slot: Slot, ids_N: Tensor, lengths_B: Tensor) -> Bags:
+    return Bags(ids_N, lengths_B if slot.kind == "bag" else None)
+
+
+def _bag_count(bags: Bags) -> int:
+    return len(bags.ids_N) if bags.lengths_M is None else len(bags.lengths_M)
+
+
+def _join(streams: Sequence[Bags]) -> Bags:
+    """The bags of several slots, one after the other."""
+    if len(streams) == 1:
+        return streams[0]
+    ids_N = torch.cat([item.ids_N for item in streams])
+    if all(item.lengths_M is None for item in streams):
+        return Bags(ids_N, None)
+    lengths = [
+        item.ids_N.new_ones(len(item.ids_N), dtype=torch.int32)
+        if item.lengths_M is None
+        else item.lengths_M
+        for item in streams
+    ]
+    return Bags(ids_N, torch.cat(lengths))
+
+
+def _token_positions(found: Sequence[Slot]) -> dict[str, list[int]]:
+    """Positions of each sequence's token slots."""
+    positions: dict[str, list[int]] = {}
+    for f, slot in enumerate(found):
+        if slot.sequence is not None:
+            positions.setdefault(slot.sequence, []).append(f)
+    return positions
+
+
+def _dense_columns(schema: Schema, side: BlockSide) -> list[int]:
+    return [d for d, item in enumerate(dense(schema)) if item.side == side]
+
+
+@torch.no_grad()
+def _write(own: Mapping[str, Tensor], given: Mapping[str, Tensor], *, what: str) -> None:
+    if own.keys() != given.keys():
+        raise ArtifactError(
+            f"{what}s differ: found {', '.join(sorted(given))}; this model has {', '.join(sorted(own))}"
+        )
+    for name, tensor in own.items():
+        if tensor.shape != given[name].shape:
+            raise ArtifactError(
+                f"{what} {name!r} has shape {tuple(given[name].shape)}, this model's is {tuple(tensor.shape)}"
+            )
+        tensor.copy_(given[name])

@@ -1,0 +1,94 @@
+"""Embedding tables in pure torch: the reference, and the backend of hosts without fbgemm.
+
+The gradient that autograd builds is of the rows a step read, never of the table: rows are gathered once, a hook on
+the gathered copy applies the update during the backward pass and drops the gradient.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recsys.models.embeddings.tables import (
+    INITIAL_RATE,
+    Bags,
+    EmbeddingsConfig,
+    TableSpec,
+    initial_rows,
+    module_name,
+)
+
+
+class PlainTables(nn.Module):
+    """Tables as buffers: no dense optimizer sees them. The contract is `recsys.models.embeddings.tables.Tables`."""
+
+    def __init__(
+        self,
+        specs: Sequence[TableSpec],
+        config: EmbeddingsConfig,
+        *,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        super().__init__()
+        self._epsilon = config.epsilon
+        self._rate = INITIAL_RATE
+        self._rows = nn.ModuleDict()
+        for spec in specs:
+            table = nn.Module()
+            weight = torch.empty(spec.rows, spec.dim, device=device)
+            for start, rows in initial_rows(spec, seed=seed, deviation=config.initial_deviation):
+                weight[start : start + len(rows)] = rows
+            table.register_buffer("weight", weight)
+            table.register_buffer(
+                "accumulator", torch.full((spec.rows,), config.initial_accumulator, device=device)
+            )
+            self._rows[module_name(spec.name)] = table
+        self._names = tuple(spec.name for spec in specs)
+
+    def forward(self, bags: Mapping[str, Bags]) -> dict[str, Tensor]:
+        return {name: self._sum(name, item) for name, item in bags.items()}
+
+    def set_learning_rate(self, rate: float) -> None:
+        self._rate = rate
+
+    def weights(self) -> dict[str, Tensor]:
+        return {name: self._rows[module_name(name)].get_buffer("weight") for name in self._names}
+
+    def accumulators(self) -> dict[str, Tensor]:
+        return {
+            name: self._rows[module_name(name)].get_buffer("accumulator") for name in self._names
+        }
+
+    def _sum(self, name: str, bags: Bags) -> Tensor:
+        weight = self._rows[module_name(name)].get_buffer("weight")
+        if not torch.is_grad_enabled():
+            return _sum_rows(weight, bags.ids_N, bags.lengths_M)
+        unique_R, position_N = torch.unique(bags.ids_N, return_inverse=True)
+        rows_RK = weight.index_select(0, unique_R).requires_grad_()
+        summed_MK = _sum_rows(rows_RK, position_N, bags.lengths_M)
+
+        def update(rows_RK: Tensor) -> None:
+            assert rows_RK.grad is not None
+            self._update(name, unique_R, rows_RK.grad)
+            rows_RK.grad = None
+
+        rows_RK.register_post_accumulate_grad_hook(update)  # type: ignore[no-untyped-call]
+        return summed_MK
+
+    @torch.no_grad()
+    def _update(self, name: str, unique_R: Tensor, gradient_RK: Tensor) -> None:
+        table = self._rows[module_name(name)]
+        weight, accumulator = table.get_buffer("weight"), table.get_buffer("accumulator")
+        sum_R = accumulator.index_select(0, unique_R) + gradient_RK.square().mean(dim=1)
+        accumulator.index_copy_(0, unique_R, sum_R)
+        step_RK = gradient_RK * (self._rate / (sum_R.sqrt() + self._epsilon))[:, None]
+        weight.index_add_(0, unique_R, step_RK, alpha=-1.0)
+
+
+def _sum_rows(weight: Tensor, ids_N: Tensor, lengths_M: Tensor | None) -> Tensor:
+    if lengths_M is None:
+        return F.embedding(ids_N, weight)
+    offsets_M = lengths_M.long().cumsum(0) - lengths_M
+    return F.embedding_bag(ids_N, weight, offsets_M, mode="sum")
