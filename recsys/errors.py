@@ -6,6 +6,7 @@ RecsysError
     ├── ConfigError      a schema, pipeline or experiment file says something impossible
     ├── DataError        rows do not match what the schema promises
     ├── ArtifactError    an encoder, day, checkpoint, bundle or report is missing, damaged or of another lineage
+    ├── TrainingError    training cannot go on: the loss is no number any more
     └── RequestError     a ranking request is wrong
 ```
 
@@ -35,6 +36,10 @@ class DataError(UserError):
 
 class ArtifactError(UserError):
     """A published artifact is missing, damaged or belongs to another lineage."""
+
+
+class TrainingError(UserError):
+    """Training cannot go on."""
 
 
 class RequestError(UserError):

@@ -6,10 +6,9 @@ run directory that moves together with its data stays readable.
 """
 
 import json
-import math
 import os
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,9 +19,6 @@ from recsys.config import Config, read_toml
 from recsys.errors import ConfigError, nearest
 from recsys.models import ModelConfig
 from recsys.schema import Schema, load_schema, parse_schema
-
-MEAN_AUC = "mean_auc"
-NEGATIVE_MSE = "negative_mse"
 
 
 def _path(value: Any) -> Any:
@@ -52,6 +48,18 @@ def _date(value: Any) -> date:
         raise ValueError(f'{value!r} is no day; write it as "2026-10-01"') from error
 
 
+def day_names(text: str | Iterable[str]) -> tuple[str, ...]:
+    """Names of days from one name, several, or a range `2026-10-01:2026-10-03`. Raises ConfigError."""
+    names = (text,) if isinstance(text, str) else tuple(text)
+    try:
+        if len(names) == 1 and ":" in names[0]:
+            first, _, last = names[0].partition(":")
+            names = _day_names({"from": first, "to": last})
+        return _plain_names(names)
+    except ValueError as error:
+        raise ConfigError(f"days: {error}") from error
+
+
 def _plain_names(names: tuple[str, ...]) -> tuple[str, ...]:
     if not names:
         raise ValueError("names no day; give at least one day or split")
@@ -74,8 +82,8 @@ class DataConfig(Config):
     `window_rows` count rows; a window is what is shuffled at once and bounds the memory of the feed.
     """
 
-    directory: FilePath
-    encoder: FilePath
+    directory: FilePath = Path("data")
+    encoder: FilePath = Path("encoder")
     train: Days
     validation: Days
     test: Days | None = None
@@ -153,7 +161,7 @@ class EvaluationConfig(Config):
 class Experiment(Config):
     """The whole of `experiment.toml`."""
 
-    schema_file: FilePath
+    schema_file: FilePath = Path("schema.toml")
     data: DataConfig
     model: ModelConfig = ModelConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
@@ -172,11 +180,12 @@ class Experiment(Config):
 
     def check_against(self, schema: Schema) -> None:
         """Raise ConfigError when a task, column or metric named here does not fit the schema."""
-        for section, names in {
+        named: dict[str, Iterable[str]] = {
             "objective.weights": self.objective.weights,
             "evaluation.reference": self.evaluation.reference,
-        }.items():
-            for task in names:
+        }
+        for section, tasks in named.items():
+            for task in tasks:
                 if task not in schema.tasks:
                     raise ConfigError(
                         f"{section}: no task {task!r} in {self.schema_file}{nearest(task, schema.tasks)}; "
@@ -226,7 +235,7 @@ class Experiment(Config):
                     f"{where}: task {task!r} is a regression; only a binary task has a reference"
                 )
 
-    def _with_paths(self, change: Any) -> "Experiment":
+    def _with_paths(self, change: Callable[[Path], Path]) -> "Experiment":
         data = self.data.model_copy(
             update={"directory": change(self.data.directory), "encoder": change(self.data.encoder)}
         )
@@ -239,7 +248,7 @@ def load_experiment(path: Path, *, overrides: Iterable[str] = ()) -> Experiment:
     An override's value is read as TOML and, where it is none, taken as text. Raises ConfigError naming the file and
     the key.
     """
-    tree = json.loads(_read_text(path)) if path.suffix == ".json" else read_toml(path)
+    tree = _read_json(path) if path.suffix == ".json" else read_toml(path)
     for override in overrides:
         _apply(tree, override)
     return Experiment.parse(tree, where=str(path)).resolved(path.parent)
@@ -267,6 +276,16 @@ def _toml_value(text: str) -> Any:
         return text
     # A text with a line break could state more keys than the one.
     return tree["value"] if len(tree) == 1 else text
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        tree = json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: holds no sections; give the experiment.json of a run")
+    return tree
 
 
 def _read_text(path: Path) -> str:
