@@ -1,0 +1,71 @@
+"""The parts of a build as a Ray Data job: one task a part, each with our own reader inside.
+
+The cluster is the one that RAY_ADDRESS names, or the caller's if Ray runs already, else a local one that ends with the
+build. All nodes must see the files and the data directory under the same paths.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+import ray.data
+
+from pipelines.parts import PartJob, PartResult
+from recsys import errors
+from recsys.errors import UserError
+
+_OBJECT_STORE_BYTES = 512 << 20
+
+
+def write_parts(job: PartJob) -> Iterator[PartResult]:
+    """Results of all parts, as they finish. A user's mistake is raised here as it would be in this process."""
+    with _cluster():
+        shared = ray.put(job)
+
+        def write(batch: dict[str, Any]) -> dict[str, list[str]]:
+            return {"result": [_attempt(ray.get(shared), int(number)) for number in batch["item"]]}
+
+        numbers = list(range(len(job.reader.parts)))
+        parts = ray.data.from_items(numbers, override_num_blocks=len(numbers))
+        for row in parts.map_batches(write, batch_size=1).iter_rows():
+            yield _result(json.loads(row["result"]))
+
+
+def _attempt(job: PartJob, number: int) -> str:
+    """The result as JSON. A user's mistake travels as data: raised, Ray would retry it and bury it in a traceback."""
+    try:
+        return json.dumps(job.write(number).to_json())
+    except UserError as error:
+        return json.dumps({"error": type(error).__name__, "message": str(error)})
+
+
+def _result(tree: dict[str, Any]) -> PartResult:
+    if "error" in tree:
+        kind: type[UserError] = getattr(errors, tree["error"])
+        raise kind(tree["message"])
+    return PartResult.from_json(tree)
+
+
+@contextmanager
+def _cluster() -> Iterator[None]:
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(logging_level=logging.ERROR)
+    else:
+        ray.init(
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            logging_level=logging.ERROR,
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()

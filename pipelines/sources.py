@@ -1,0 +1,136 @@
+"""Which files a pipeline names, and how their CSV is written."""
+
+import codecs
+import glob
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from recsys.config import Config
+from recsys.errors import ConfigError, DataError
+
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
+
+
+class Csv(Config):
+    """How CSV files are written. Empty `quote`: quotes mean nothing. `list_separator` splits fields of list columns."""
+
+    header: bool = True
+    names: tuple[str, ...] = ()
+    delimiter: str = Field(default=",", min_length=1, max_length=1)
+    nulls: tuple[str, ...] = ("",)
+    strip: bool = False
+    quote: str = Field(default='"', max_length=1)
+    encoding: str = "utf-8"
+    list_separator: str | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _readable_settings(self) -> Self:
+        if self.header == bool(self.names):
+            raise ValueError("names are needed with header = false, and only then")
+        try:
+            codecs.lookup(self.encoding)
+        except LookupError as error:
+            raise ValueError(
+                f"encoding {self.encoding!r} is unknown; write one such as utf-8 or latin-1"
+            ) from error
+        twice = repeated(self.names)
+        if twice is not None:
+            raise ValueError(f"names lists {twice!r} twice; give each column a name of its own")
+        return self
+
+
+class FileSet(Config):
+    """Files of one format. `rename` maps a column's name in the file to the one used everywhere else."""
+
+    path: tuple[str, ...] = Field(min_length=1)
+    format: Literal["csv", "parquet"]
+    csv: Csv | None = None
+    rename: dict[str, str] = {}
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _one_or_several(cls, path: Any) -> Any:
+        return (path,) if isinstance(path, str) else path
+
+    @model_validator(mode="after")
+    def _csv_for_csv(self) -> Self:
+        if self.csv is not None and self.format != "csv":
+            raise ValueError('csv = ... describes CSV files, and format is "parquet"')
+        return self
+
+
+class Source(FileSet):
+    """Files whose rows are impressions. `split` is for a split by file: a name, or names with shares."""
+
+    split: str | dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One file. `index` numbers the files of all sources; `split` is what its source says."""
+
+    path: Path
+    index: int
+    csv: Csv | None
+    rename: dict[str, str]
+    split: str | dict[str, float] | None = None
+
+
+def find_files(
+    sources: Sequence[FileSet], *, folder: Path, shared_csv: Csv, where: str
+) -> tuple[DataFile, ...]:
+    """The files that sources name, in reading order. Raises ConfigError or DataError naming what is missing."""
+    found: list[DataFile] = []
+    for source in sources:
+        settings = (source.csv or shared_csv) if source.format == "csv" else None
+        split = source.split if isinstance(source, Source) else None
+        for path in _paths(source.path, folder, where):
+            found.append(DataFile(path, len(found), settings, source.rename, split))
+    twice = repeated([str(file.path) for file in found])
+    if twice is not None:
+        raise ConfigError(f"{where}: file {twice} is named twice; its rows would count double")
+    return tuple(found)
+
+
+def _paths(patterns: Sequence[str], folder: Path, where: str) -> Iterator[Path]:
+    for pattern in patterns:
+        path = folder / _substituted(pattern, where)
+        if "*" not in pattern and "?" not in pattern:
+            if not path.is_file():
+                raise DataError(f"{path}: no such file; {where} names it as {pattern!r}")
+            yield path
+            continue
+        matches = sorted(glob.glob(str(path)))
+        if not matches:
+            raise DataError(
+                f"{path}: no file matches this pattern; {where} names it as {pattern!r}"
+            )
+        yield from map(Path, matches)
+
+
+def _substituted(pattern: str, where: str) -> str:
+    def value(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if not os.environ.get(name):
+            raise ConfigError(
+                f"{where}: path {pattern!r} needs the environment variable {name}, which is not set; "
+                f"set it to the folder that holds the data, such as: export {name}=/path/to/data"
+            )
+        return os.environ[name]
+
+    return _VARIABLE.sub(value, pattern)
+
+
+def repeated(names: Sequence[str]) -> str | None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None

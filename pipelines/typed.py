@@ -1,0 +1,68 @@
+"""Batches of files with the dtypes of the schema; a value that does not fit is named with its file and row."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+
+import pyarrow as pa
+
+from pipelines.convert import Unit, convert, first_failure, parse
+from pipelines.files import RawBatch, Slice, read
+from recsys.errors import DataError
+from recsys.schema import Schema
+
+
+def read_typed(
+    piece: Slice, columns: Sequence[str], *, schema: Schema, timestamps: Mapping[str, Unit]
+) -> Iterator[RawBatch]:
+    """Batches of a slice whose declared columns have the schema's dtypes; others stay as the file types them.
+
+    Raises DataError naming file, row (counted from 1), column, value and what to do.
+    """
+    for batch in read(piece, columns):
+        arrays = [_typed(batch, name, schema, timestamps.get(name)) for name in columns]
+        yield RawBatch(batch.file, batch.first_row, pa.table(arrays, names=list(columns)))
+
+
+def _typed(batch: RawBatch, name: str, schema: Schema, unit: Unit | None) -> pa.Array:
+    values = one_array(batch.table.column(name))
+    dtype = schema.columns.get(name)
+    if dtype is None:
+        return values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
+    if batch.file.csv is None:
+        change = partial(convert, dtype=dtype, unit=unit)
+    else:
+        change = partial(parse, dtype=dtype, unit=unit, separator=batch.file.csv.list_separator)
+
+    def fails(length: int) -> bool:
+        try:
+            change(values.slice(0, length))
+        except pa.ArrowInvalid:
+            return True
+        return False
+
+    try:
+        return change(values)
+    except DataError as error:
+        raise DataError(f"{batch.file.path}: column {name!r} {error}") from error
+    except pa.ArrowInvalid as error:
+        row = first_failure(len(values), fails)
+        where = f"{batch.file.path}, row {batch.first_row + row + 1}, column {name!r}"
+        hint = "name it in csv.nulls, " if batch.file.csv else ""
+        raise DataError(
+            f"{where}: found {_shown(values[row].as_py())}, which is no {dtype}; "
+            f"correct the file, {hint}or change [columns]"
+        ) from error
+
+
+def one_array(column: pa.ChunkedArray) -> pa.Array:
+    """A column as one contiguous array."""
+    return (
+        column.chunk(0)
+        if column.num_chunks == 1
+        else pa.concat_arrays(column.chunks or [pa.array([], column.type)])
+    )
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
