@@ -1,0 +1,341 @@
+"""Request and response types, derived from the Schema: strict, unknown fields refused, nothing coerced.
+
+A request carries raw values: the user's and the context's once, the candidates' in columns.
+
+```json
+{"model": {"name": "feed"},
+ "user": {"id": "u1", "features": {"country": "PT", "clicks_item": [7, 9]}},
+ "context": {"features": {"hour": 13}},
+ "candidates": {"ids": ["i1", "i2"], "features": {"price": [1.5, null], "category": ["a", "b"]}},
+ "options": {"tasks": ["click"], "top_k": 10}}
+```
+
+Null is a value: what the encoder takes a missing value for. A feature left out counts as null and is named in the
+answer's `imputed`, or is refused with `on_missing = "fail_request"`.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+import msgspec
+import numpy as np
+from msgspec import UNSET, Meta, UnsetType
+
+from recsys.calibrate import entry_names
+from recsys.errors import RequestError
+from recsys.request_rows import RequestColumns
+from recsys.schema import Schema
+
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+Id = Annotated[str, Meta(max_length=256)] | Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Sizes beyond which a request is refused with 413."""
+
+    max_candidates: int = 2000
+    max_list_length: int = 10_000
+
+
+class ModelPin(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Which model answers. A version that is not loaded is refused with 409."""
+
+    name: str | UnsetType = UNSET
+    version: str | UnsetType = UNSET
+
+
+class Envelope(msgspec.Struct, frozen=True):
+    """The part of a request that says which model's types it has; the rest is passed over."""
+
+    model: ModelPin | UnsetType = UNSET
+
+
+class Probability(msgspec.Struct, frozen=True):
+    """Per candidate: `raw` is the sigmoid of the model's logit, `p` the calibrated probability."""
+
+    raw: list[float | None]
+    p: list[float | None]
+
+
+class Value(msgspec.Struct, frozen=True):
+    """Per candidate: a regression task's prediction, in the label's units."""
+
+    value: list[float | None]
+
+
+class ModelName(msgspec.Struct, frozen=True):
+    """The model that answered. `digest` covers every byte of its bundle."""
+
+    name: str
+    version: str
+    digest: str
+
+
+class UtilityName(msgspec.Struct, frozen=True):
+    """The formula behind `score`."""
+
+    name: str
+    version: int
+    formula: str
+
+
+class CandidateError(msgspec.Struct, frozen=True):
+    """Why the candidate at `index` has status 1 and null scores."""
+
+    index: int
+    code: Literal["NON_FINITE_SCORE"]
+
+
+class Degraded(msgspec.Struct, frozen=True):
+    """How many of the candidates were scored."""
+
+    scored: int
+    total: int
+
+
+_ENVELOPE = msgspec.json.Decoder(Envelope)
+
+
+def decode_pin(raw: bytes) -> ModelPin:
+    """The model that a JSON body asks for. Raises RequestError."""
+    pin = _decode(_ENVELOPE, raw).model
+    return ModelPin() if pin is UNSET else pin
+
+
+@dataclass(frozen=True)
+class Wire:
+    """The request and response types of one model."""
+
+    schema: Schema
+    model: str
+    utility: str
+
+    @cached_property
+    def columns(self) -> RequestColumns:
+        return RequestColumns.of(self.schema)
+
+    @cached_property
+    def entries(self) -> tuple[str, ...]:
+        return entry_names(self.schema)
+
+    @cached_property
+    def request_type(self) -> type[Any]:
+        """The Struct of a rank request."""
+        user = self._section("User", self.columns.user, ("id", Id | UnsetType, UNSET))
+        context = self._section("Context", self.columns.context)
+        ids = ("ids", list[Id] | UnsetType, UNSET)
+        candidates = self._section("Candidates", self.columns.candidate, ids)
+        fields = [
+            ("candidates", candidates),
+            ("model", ModelPin | UnsetType, UNSET),
+            ("user", user | UnsetType, UNSET),
+            ("context", context | UnsetType, UNSET),
+            ("options", self._options() | UnsetType, UNSET),
+        ]
+        return self._struct("RankRequest", fields)
+
+    @cached_property
+    def response_type(self) -> type[Any]:
+        """The Struct that describes a rank response."""
+        names = {f"e{index}": entry for index, entry in enumerate(self.entries)}
+        kinds = [Value if self._is_regression(entry) else Probability for entry in names.values()]
+        entry_fields = [
+            (key, kind | UnsetType, UNSET) for key, kind in zip(names, kinds, strict=True)
+        ]
+        tasks = self._struct("TaskScores", entry_fields, rename=names)
+        fields = [
+            ("request_id", str),
+            ("model", ModelName),
+            ("utility", UtilityName),
+            ("order", list[int]),
+            ("tasks", tasks),
+            ("score", list[float | None]),
+            ("status", list[Literal[0, 1]]),
+            ("errors", list[CandidateError]),
+            ("imputed", list[str]),
+            ("degraded", Degraded),
+            ("user", self._struct("UserId", [("id", Id)]) | UnsetType, UNSET),
+            ("ids", list[Id] | UnsetType, UNSET),
+        ]
+        return self._struct("RankResponse", fields)
+
+    def decode(self, raw: bytes) -> Any:
+        """The request of a JSON body. Raises RequestError with the JSON pointer of the first thing wrong."""
+        request = _decode(self._decoder, raw)
+        _refuse_duplicate_keys(raw, _count_keys(request))
+        return request
+
+    def convert(self, tree: Mapping[str, Any]) -> Any:
+        """The request of a plain tree, as strict as JSON. Raises RequestError."""
+        try:
+            return msgspec.convert(tree, self.request_type)
+        except msgspec.ValidationError as error:
+            raise _refusal(error) from error
+
+    @cached_property
+    def _decoder(self) -> msgspec.json.Decoder[Any]:
+        return msgspec.json.Decoder(self.request_type)
+
+    def _is_regression(self, entry: str) -> bool:
+        task = self.schema.tasks.get(entry)
+        return task is not None and task.kind == "regression"
+
+    def _options(self) -> type[Any]:
+        """Only what is built is listed: any other option or value is refused, never passed over."""
+        fields = [
+            ("tasks", list[_one_of(self.entries)] | UnsetType, UNSET),  # type: ignore[misc]
+            ("utility", _one_of((self.utility,)) | UnsetType, UNSET),
+            ("top_k", Annotated[int, Meta(ge=1)] | UnsetType, UNSET),
+            ("explain", Literal["none"] | UnsetType, UNSET),
+            ("lookup", Literal["none"] | UnsetType, UNSET),
+            ("on_missing", Literal["impute", "fail_request"] | UnsetType, UNSET),
+            ("on_error", Literal["partial"] | UnsetType, UNSET),
+        ]
+        return self._struct("Options", fields)
+
+    def _section(self, name: str, columns: tuple[str, ...], *fields: Any) -> type[Any]:
+        per_row = name == "Candidates"
+        # Column names need not be identifiers.
+        names = {f"c{index}": column for index, column in enumerate(columns)}
+        values = [
+            (key, _column_type(self.schema.columns[column], per_row=per_row) | UnsetType, UNSET)
+            for key, column in names.items()
+        ]
+        features = self._struct(f"{name}Features", values, rename=names)
+        return self._struct(name, [*fields, ("features", features | UnsetType, UNSET)])
+
+    def _struct(
+        self, name: str, fields: Any, *, rename: Mapping[str, str] | None = None
+    ) -> type[Any]:
+        return msgspec.defstruct(
+            f"{self.model}_{name}",
+            fields,
+            rename=rename,
+            forbid_unknown_fields=True,
+            kw_only=True,
+            frozen=True,
+        )
+
+
+def features_of(section: Any) -> dict[str, Any]:
+    """The columns that a decoded section carries, by name; those left out are absent."""
+    if section is UNSET or section.features is UNSET:
+        return {}
+    features = section.features
+    keys, names = features.__struct_fields__, features.__struct_encode_fields__
+    found = {name: getattr(features, key) for key, name in zip(keys, names, strict=True)}
+    return {name: value for name, value in found.items() if value is not UNSET}
+
+
+def pointer(*parts: str | int) -> str:
+    """The JSON pointer (RFC 6901) of a path."""
+    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
+
+
+def _one_of(names: tuple[str, ...]) -> Any:
+    return Literal[names]
+
+
+def _column_type(dtype: str, *, per_row: bool) -> Any:
+    if dtype.startswith("list<"):
+        item = _scalar_type(dtype.removeprefix("list<").removesuffix(">"))
+        value: Any = list[item | None]  # type: ignore[valid-type]
+    else:
+        value = _scalar_type(dtype)
+    return list[value | None] if per_row else value | None
+
+
+def _scalar_type(dtype: str) -> Any:
+    if dtype.startswith("int"):
+        bits = int(dtype.removeprefix("int"))
+        return Annotated[int, Meta(ge=-(2 ** (bits - 1)), le=2 ** (bits - 1) - 1)]
+    scalars: dict[str, Any] = {
+        "bool": bool,
+        "float32": Annotated[float, Meta(ge=-_FLOAT32_MAX, le=_FLOAT32_MAX)],
+        "float64": float,
+        "string": str,
+        "timestamp": Annotated[datetime, Meta(tz=True)],
+    }
+    return scalars[dtype]
+
+
+def _decode(decoder: msgspec.json.Decoder[Any], raw: bytes) -> Any:
+    try:
+        return decoder.decode(raw)
+    except msgspec.ValidationError as error:
+        raise _refusal(error) from error
+    # What is not JSON, not UTF-8 or nested beyond the parser's depth.
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RequestError(f"not JSON: {error}", code="MALFORMED_JSON") from error
+
+
+_PATH = re.compile(r"^(?P<what>.*?)(?: - at `\$(?P<path>.*)`)?$", re.DOTALL)
+_PART = re.compile(r"\.([^.\[]+)|\[(\d+)\]|\[\.\.\.\]")
+_JSON_TYPES = {"str": "string", "int": "integer", "float": "number", "bool": "boolean"}
+_TYPE = re.compile(r"\b(str|int|float|bool)\b(?=[^`]*`(?:[^`]*`[^`]*`)*[^`]*$)")
+_UNKNOWN = re.compile(r"unknown field `(.*)`")
+
+
+def _refusal(error: msgspec.ValidationError) -> RequestError:
+    """The parser's sentence in JSON's words, with its path as a JSON pointer."""
+    match = _PATH.match(str(error))
+    assert match is not None
+    path = _PART.findall(match["path"] or "")
+    parts: list[str | int] = [name or int(index) for name, index in path if name or index]
+    unknown = _UNKNOWN.search(match["what"])
+    if unknown is not None:
+        return RequestError(
+            f"unknown field {unknown[1]!r}; see /openapi.json for the fields of this model",
+            pointer=pointer(*parts, unknown[1]),
+            code="UNKNOWN_FIELD",
+        )
+    what = _TYPE.sub(lambda found: _JSON_TYPES[found[0]], match["what"]).replace("`", "")
+    return RequestError(
+        f"{what}; see /openapi.json for what this model takes", pointer=pointer(*parts)
+    )
+
+
+def _count_keys(value: Any) -> int:
+    """Keys present in a decoded request. Unknown ones were refused, so these are all distinct keys of the body."""
+    if not isinstance(value, msgspec.Struct):
+        return 0
+    present = [getattr(value, key) for key in value.__struct_fields__]
+    return sum(1 + _count_keys(item) for item in present if item is not UNSET)
+
+
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+
+
+def _refuse_duplicate_keys(raw: bytes, keys: int) -> None:
+    """Parsers keep the last of two equal keys without a word. Every key has one colon outside of strings."""
+    # Colons inside strings only add to the count, so equality settles most bodies.
+    if raw.count(b":") == keys or _STRING.sub(b"", raw).count(b":") == keys:
+        return
+    for parts, name in _duplicates(raw):
+        raise RequestError(
+            f"the key {name!r} is given twice", pointer=pointer(*parts, name), code="DUPLICATE_KEY"
+        )
+
+
+def _duplicates(raw: bytes) -> Iterator[tuple[list[str], str]]:
+    """Paths and names of repeated keys. Requests nest objects only in objects, a few levels deep."""
+
+    def walk(pairs: Any, path: list[str]) -> Iterator[tuple[list[str], str]]:
+        seen: set[str] = set()
+        for name, value in pairs if isinstance(pairs, _Pairs) else ():
+            if name in seen:
+                yield path, name
+            seen.add(name)
+            yield from walk(value, [*path, name])
+
+    yield from walk(json.loads(raw, object_pairs_hook=_Pairs), [])
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """The members of a JSON object, repeated keys included."""
