@@ -26,9 +26,11 @@ def _path(value: Any) -> Any:
 
 
 def _day_names(value: Any) -> Any:
-    """A range of days, one split name or a list of either becomes the tuple of names."""
-    if isinstance(value, str):
-        return (value,)
+    """A range of days, one name or a list of them becomes the tuple of names; TOML dates are names too."""
+    if isinstance(value, str | date):
+        return (str(value),)
+    if isinstance(value, tuple):
+        return tuple(str(item) if isinstance(item, date) else item for item in value)
     if not isinstance(value, Mapping):
         return value
     if set(value) != {"from", "to"}:

@@ -1,0 +1,232 @@
+"""A run directory: what training writes into it, and the trained model as evaluation and export read it.
+
+```
+run/
+  experiment.json   the resolved experiment, paths relative to this directory
+  schema.json       the schema it was trained for
+  encoder/          a copy of the encoder, so that a run outlives the encoder's next fit
+  metrics.jsonl     one JSON object a line: training and validation records
+  checkpoints/      publications of kind "checkpoint", with pointers CURRENT (newest) and BEST
+  tensorboard/
+```
+
+A checkpoint holds the model in `program.safetensors` and `tables.safetensors`; what else it holds is for training
+alone (`recsys.training.checkpoint`). No file of a run is a pickle.
+"""
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from recsys.encode import Encoder, load_encoder, read_encoder
+from recsys.errors import ArtifactError, ConfigError
+from recsys.experiment import Experiment, load_experiment
+from recsys.models import RankingModel, build_model
+from recsys.publish import CURRENT, Published, resolve
+from recsys.schema import Schema, parse_schema
+
+BEST = "BEST"
+CHECKPOINT_KIND = "checkpoint"
+_EXPERIMENT = "experiment.json"
+_SCHEMA = "schema.json"
+_ENCODER = "encoder"
+_METRICS = "metrics.jsonl"
+_PROGRAM = "program.safetensors"
+_TABLES = "tables.safetensors"
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """An opened run directory: what was asked for. The encoder carries the run's schema."""
+
+    path: Path
+    experiment: Experiment
+    schema: Schema
+    encoder: Encoder
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / _METRICS
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """What a checkpoint is stamped with, and what a reader compares."""
+        return {
+            "data_digest": self.schema.data_digest,
+            "model_digest": self.schema.model_digest,
+            "encoder_digest": self.encoder.digest,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedRun:
+    """A run's model at one checkpoint, in evaluation mode."""
+
+    directory: RunDirectory
+    checkpoint: Published
+    step: int
+    model: RankingModel
+
+    @property
+    def experiment(self) -> Experiment:
+        return self.directory.experiment
+
+    @property
+    def schema(self) -> Schema:
+        return self.directory.schema
+
+    @property
+    def encoder(self) -> Encoder:
+        return self.directory.encoder
+
+
+def create_run(path: Path, experiment: Experiment) -> RunDirectory:
+    """A new run directory for an experiment. It appears as a whole or not at all.
+
+    A run that never began (no metrics) is replaced. Raises ArtifactError when the path holds anything else, and what
+    loading the schema and the encoder raises.
+    """
+    _require_free(path)
+    schema = experiment.load_schema()
+    encoder = _encoder_for(load_encoder(experiment.data.encoder), schema, experiment)
+    draft = path.parent / f".draft-{path.name}-{os.getpid()}"
+    try:
+        draft.mkdir(parents=True)
+        # Paths are relative to where the run will lie; it is the draft's neighbour, so they hold there too.
+        portable = experiment.model_copy(update={"schema_file": path / _SCHEMA})
+        (draft / _EXPERIMENT).write_text(portable.to_json(path), encoding="utf-8")
+        (draft / _SCHEMA).write_text(schema.to_json(), encoding="utf-8")
+        encoder.write(draft / _ENCODER)
+        if path.is_dir():
+            shutil.rmtree(path)
+        draft.rename(path)
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return open_run(path)
+
+
+def open_run(path: Path) -> RunDirectory:
+    """The run directory at a path. Raises ArtifactError when there is none or its files do not fit each other."""
+    if not (path / _EXPERIMENT).is_file():
+        raise ArtifactError(f"{path}: holds no run (no {_EXPERIMENT}); check the path, or train first")
+    experiment = load_experiment(path / _EXPERIMENT)
+    try:
+        schema = parse_schema((path / _SCHEMA).read_text(encoding="utf-8"), where=str(path / _SCHEMA))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path / _SCHEMA}: cannot be read ({error}); train again") from error
+    return RunDirectory(path, experiment, schema, _encoder_for(read_encoder(path / _ENCODER), schema, experiment))
+
+
+def load_run(path: Path, *, checkpoint: str = BEST, device: torch.device | str = "cpu") -> TrainedRun:
+    """The trained model of a run at BEST, at CURRENT, or at a checkpoint's version name, on a device.
+
+    Raises ArtifactError when the run or checkpoint is missing, damaged or of another schema or encoder.
+    """
+    directory = open_run(path)
+    model = new_model(directory, device)
+    published = resolve_checkpoint(directory, checkpoint)
+    read_weights(published.path, model)
+    model.eval()
+    return TrainedRun(directory, published, int(published.metadata["step"]), model)
+
+
+def new_model(directory: RunDirectory, device: torch.device | str) -> RankingModel:
+    """The run's model as it is before the first step."""
+    experiment = directory.experiment
+    return build_model(directory.schema, experiment.model, seed=experiment.train.seed, device=device)
+
+
+def resolve_checkpoint(directory: RunDirectory, checkpoint: str) -> Published:
+    """A checkpoint by pointer (BEST, CURRENT) or version, its digests verified against its files and the run."""
+    root = directory.checkpoints
+    if checkpoint in (BEST, CURRENT):
+        published = resolve(root, kind=CHECKPOINT_KIND, pointer=checkpoint, verify="digests")
+    else:
+        published = resolve(root / checkpoint, kind=CHECKPOINT_KIND, verify="digests")
+    for name, expected in directory.digests.items():
+        found = published.metadata[name]
+        if found != expected:
+            raise ArtifactError(
+                f"{published.path}: stamped with {name.replace('_', ' ')} {found[:12]}, the run has {expected[:12]}; "
+                "it belongs to another run"
+            )
+    return published
+
+
+def write_weights(directory: Path, model: RankingModel) -> None:
+    """Write a model's parameters, buffers and tables into a directory."""
+    write_tensors(directory / _PROGRAM, model.program.state_dict())
+    write_tensors(directory / _TABLES, model.embeddings.table_weights())
+
+
+def read_weights(directory: Path, model: RankingModel) -> None:
+    """Fill a model from what `write_weights` wrote. Raises ArtifactError when names or shapes differ."""
+    program = read_tensors(directory / _PROGRAM)
+    try:
+        model.program.load_state_dict(program)
+    except RuntimeError as error:
+        raise ArtifactError(
+            f"{directory / _PROGRAM}: does not fit this run's model ({str(error).splitlines()[0]}); "
+            "it was made by another release or another experiment"
+        ) from error
+    model.embeddings.load_table_weights(read_tensors(directory / _TABLES))
+
+
+def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write named tensors as safetensors."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    safetensors.torch.save_file(plain, file)
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU. Raises ArtifactError when it cannot be read."""
+    try:
+        tensors: dict[str, Tensor] = safetensors.torch.load_file(file)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ArtifactError(f"{file}: cannot be read ({error}); use another checkpoint") from error
+    return tensors
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that `train.device` names; `auto` is the GPU where torch can use one. Raises ConfigError."""
+    usable = torch.cuda.is_available()
+    if name == "cuda" and not usable:
+        raise ConfigError('train.device is "cuda", but torch can use no GPU here; say "auto" or "cpu"')
+    return torch.device("cuda" if usable and name != "cpu" else "cpu")
+
+
+def _require_free(path: Path) -> None:
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not (path / _EXPERIMENT).is_file():
+        raise ArtifactError(f"{path}: holds other files; choose another directory for the run")
+    if (path / _METRICS).exists():
+        raise ArtifactError(f"{path}: holds a run already; resume it, choose another directory, or remove it")
+
+
+def _encoder_for(encoder: Encoder, schema: Schema, experiment: Experiment) -> Encoder:
+    """The encoder with the run's schema: both must mean the same data; widths and sides are the schema's to say."""
+    if encoder.schema.data_digest != schema.data_digest:
+        raise ArtifactError(
+            f"{experiment.data.encoder}: fitted for another schema (data digest {encoder.schema.data_digest[:12]}, "
+            f"{experiment.schema_file} has {schema.data_digest[:12]}); fit it again and build the days again"
+        )
+    return replace(encoder, schema=schema)
+

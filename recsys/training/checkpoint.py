@@ -1,0 +1,139 @@
+"""What a training needs to go on as if it had never stopped, in one publication.
+
+```
+checkpoints/<version>/
+  program.safetensors tables.safetensors                       the model (recsys.run)
+  table_optimizer.safetensors dense_optimizer.safetensors      row-wise Adagrad's sums; AdamW's moments and counts
+  random.safetensors                                           torch's generators
+  state.json                                                   step, position in the feed, builds of the days
+```
+
+The learning rates need no state: the schedule is a function of the step. Which checkpoint is best is not in here
+either: it is read from the recorded metrics.
+"""
+
+import json
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recsys.errors import ArtifactError
+from recsys.feed import Build, Position
+from recsys.models import RankingModel
+from recsys.publish import CURRENT, Published, point, prune, publication, read_version, versions
+from recsys.run import (
+    BEST,
+    CHECKPOINT_KIND,
+    RunDirectory,
+    read_tensors,
+    read_weights,
+    resolve_checkpoint,
+    write_tensors,
+    write_weights,
+)
+from recsys.training.optim import DenseOptimizer
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+_TABLE_OPTIMIZER = "table_optimizer.safetensors"
+_DENSE_OPTIMIZER = "dense_optimizer.safetensors"
+_RANDOM = "random.safetensors"
+_STATE = "state.json"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a training is: steps done, the feed's next batch, and which builds of the days it reads."""
+
+    step: int
+    position: Position
+    train: tuple[Build, ...]
+    validation: tuple[Build, ...]
+
+
+def save_checkpoint(
+    run: RunDirectory, model: RankingModel, optimizer: DenseOptimizer, progress: Progress
+) -> Published:
+    """Publish a checkpoint and move CURRENT to it."""
+    metadata = run.digests | {"step": progress.step}
+    with publication(run.checkpoints, kind=CHECKPOINT_KIND, metadata=metadata) as draft:
+        write_weights(draft.path, model)
+        write_tensors(draft.path / _TABLE_OPTIMIZER, model.embeddings.optimizer_state())
+        write_tensors(draft.path / _DENSE_OPTIMIZER, optimizer.state())
+        write_tensors(draft.path / _RANDOM, _random_state())
+        state = {"format_version": FORMAT_VERSION} | asdict(progress)
+        (draft.path / _STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+    assert draft.published is not None
+    logger.info("checkpoint step=%d version=%s", progress.step, draft.published.version)
+    return draft.published
+
+
+def read_progress(run: RunDirectory) -> tuple[Published, Progress] | None:
+    """The newest checkpoint and its progress; None when the run was stopped before its first."""
+    if not (run.checkpoints / CURRENT).is_file():
+        return None
+    published = resolve_checkpoint(run, CURRENT)
+    return published, _read_state(published.path / _STATE)
+
+
+def restore(published: Published, model: RankingModel, optimizer: DenseOptimizer) -> None:
+    """Fill model, optimizers and torch's generators from a checkpoint."""
+    read_weights(published.path, model)
+    model.embeddings.load_optimizer_state(read_tensors(published.path / _TABLE_OPTIMIZER))
+    optimizer.load_state(read_tensors(published.path / _DENSE_OPTIMIZER))
+    _set_random_state(read_tensors(published.path / _RANDOM))
+
+
+def mark_best(run: RunDirectory, step: int, *, keep: int) -> str | None:
+    """Point BEST to the newest checkpoint of a step and remove all but `keep` checkpoints; returns its version.
+
+    None, and BEST stays, when no checkpoint of that step is left.
+    """
+    found: str | None = None
+    for version in versions(run.checkpoints):
+        try:
+            published = read_version(run.checkpoints / version, kind=CHECKPOINT_KIND)
+        except ArtifactError as error:
+            logger.warning("checkpoint.damaged version=%s because=%s", version, error)
+            continue
+        if published.metadata["step"] == step:
+            found = version
+    if found is not None:
+        point(run.checkpoints, found, pointer=BEST)
+    prune(run.checkpoints, keep=keep, pointers=(CURRENT, BEST))
+    return found
+
+
+def _random_state() -> dict[str, Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_random_state(state: dict[str, Tensor]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def _read_state(file: Path) -> Progress:
+    try:
+        state: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        if state["format_version"] != FORMAT_VERSION:
+            raise ArtifactError(
+                f"{file}: checkpoint format {state['format_version']}, this release reads {FORMAT_VERSION}; train again"
+            )
+        return Progress(
+            int(state["step"]),
+            Position(**state["position"]),
+            tuple(Build(**item) for item in state["train"]),
+            tuple(Build(**item) for item in state["validation"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{file}: damaged ({error}); use another checkpoint") from error

@@ -1,0 +1,146 @@
+"""What a training tells: `metrics.jsonl` for machines, TensorBoard for people, a progress bar or lines for a terminal.
+
+A record is one JSON object a line with `kind` "training" or "validation", `step` (steps done so far) and `epoch`.
+"""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from tqdm import tqdm
+
+from recsys.errors import ArtifactError
+
+logger = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+
+
+class Journal:
+    """The records of a run, appended one by one and mirrored to TensorBoard where it is installed."""
+
+    def __init__(self, file: Path, tensorboard: Path) -> None:
+        self._file = file
+        self._scalars = _scalar_writer(tensorboard)
+
+    def append(self, record: Record) -> None:
+        """Add a record; it is on disk when this returns."""
+        with self._file.open("a", encoding="utf-8") as sink:
+            sink.write(json.dumps(record, allow_nan=False) + "\n")
+            sink.flush()
+            os.fsync(sink.fileno())
+        for name, value in _numbers(record):
+            self._scalars.add_scalar(f"{record['kind']}/{name}", value, record["step"])
+
+    def validations(self) -> list[Record]:
+        """The validation records so far, read back from the file."""
+        return [record for record in read_records(self._file) if record["kind"] == "validation"]
+
+    def close(self) -> None:
+        self._scalars.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_records(file: Path) -> list[Record]:
+    """The records of a `metrics.jsonl`, oldest first; none when there is no file yet.
+
+    A last line without its end, left by a kill, is passed over. Raises ArtifactError for any other damage.
+    """
+    if not file.exists():
+        return []
+    lines = file.read_text(encoding="utf-8").split("\n")
+    try:
+        return [json.loads(line) for line in lines[:-1]]
+    except ValueError as error:
+        raise ArtifactError(f"{file}: damaged ({error}); restore it, or train again") from error
+
+
+def keep_records(file: Path, *, up_to_step: int) -> None:
+    """Drop the records of later steps, which a resumed training writes again."""
+    kept = [record for record in read_records(file) if record["step"] <= up_to_step]
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+    os.replace(temporary, file)
+
+
+class Progress(Protocol):
+    """Where the progress of a training is shown."""
+
+    def update(self, step: int, loss: float, samples_per_second: float) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def progress_to(total_steps: int, *, start: int) -> Progress:
+    """A bar when standard error is a terminal, else a log line per update."""
+    return _Bar(total_steps, start) if sys.stderr.isatty() else _Lines(total_steps)
+
+
+class _Bar:
+    def __init__(self, total_steps: int, start: int) -> None:
+        self._bar: Any = tqdm(total=total_steps, initial=start, unit="step", desc="train")
+
+    def update(self, step: int, loss: float, samples_per_second: float) -> None:
+        self._bar.set_postfix_str(f"loss {loss:.4f}, {samples_per_second:,.0f} rows/s", refresh=False)
+        self._bar.update(step - self._bar.n)
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+class _Lines:
+    def __init__(self, total_steps: int) -> None:
+        self._total_steps = total_steps
+
+    def update(self, step: int, loss: float, samples_per_second: float) -> None:
+        logger.info(
+            "train step=%d/%d loss=%.5f rows_per_second=%.0f", step, self._total_steps, loss, samples_per_second
+        )
+
+    def close(self) -> None:
+        return
+
+
+class _Scalars(Protocol):
+    def add_scalar(self, name: str, value: float, step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _NoScalars:
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        return
+
+    def close(self) -> None:
+        return
+
+
+def _scalar_writer(directory: Path) -> _Scalars:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        logger.info("tensorboard is not installed; scalars go to metrics.jsonl alone")
+        return _NoScalars()
+    writer: _Scalars = SummaryWriter(str(directory))
+    return writer
+
+
+def _numbers(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers of a record by path, `step` and `epoch` themselves left out."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool) and name not in ("step", "epoch"):
+            yield f"{prefix}{name}", float(value)
