@@ -101,6 +101,23 @@ def check(
 
 
 @app.command()
+def rows(
+    pipeline: Pipeline,
+    out: Annotated[Path, typer.Argument(help="Parquet file to write.", show_default=False)],
+    days: Annotated[
+        list[str] | None, typer.Option("--day", help="Only this day or split; may be repeated.", show_default=False)
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write raw rows as a server is sent them: joined, labelled, with histories. `score` reads them."""
+    from pipelines.raw_rows import write_rows
+
+    result = write_rows(pipeline, out, days=days, limit=limit)
+    _show(result.to_json(), result.render(), as_json)
+
+
+@app.command()
 def train(
     experiment: Annotated[Path, typer.Argument(help="experiment.toml: model and training.", show_default=False)],
     run_directory: Annotated[
@@ -148,8 +165,13 @@ def export(
     """Export a checkpoint to a bundle that serves without torch, its scores proven equal."""
     from recsys.export import export as run
 
-    result = run(run_directory, bundle or run_directory.parent / "bundle", checkpoint=checkpoint)
-    _show(result.to_json(), result.render(), as_json)
+    published = run(run_directory, bundle or run_directory.parent / "bundle", checkpoint=checkpoint)
+    _show(
+        {"bundle": str(published.path), "version": published.version, "digest": published.digest},
+        f"bundle {published.version} published, digest {published.digest[:12]}, scores equal to the model's\n"
+        f"bundle: {published.path}",
+        as_json,
+    )
 
 
 @app.command()
@@ -198,7 +220,9 @@ def main() -> None:
     """Run the command line; the console script of the package."""
     arguments = sys.argv[1:]
     wants_traceback = "--traceback" in arguments
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
+    for package in ("recsys", "pipelines", "serving"):
+        logging.getLogger(package).setLevel(logging.INFO)
     try:
         app([argument for argument in arguments if argument != "--traceback"])
     except UserError as error:

@@ -87,9 +87,14 @@ def _known_keys(cls: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
             info = section.model_fields.get(str(part))
             if info is not None:
                 following += _sections_in(info.annotation)
-        # A mapping's key or a union's tag is no field: stay on the sections found so far.
-        sections = following or sections
+        # A union's tag chooses among the sections found so far; a mapping's key leaves them as they are.
+        sections = following or [item for item in sections if _is_kind(item, str(part))] or sections
     return sorted({name for section in sections for name in section.model_fields})
+
+
+def _is_kind(section: type[BaseModel], tag: str) -> bool:
+    kind = section.model_fields.get("kind")
+    return kind is not None and (kind.default == tag or tag in getattr(kind.annotation, "__args__", ()))
 
 
 def _sections_in(annotation: Any) -> list[type[BaseModel]]:
