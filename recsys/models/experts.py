@@ -13,6 +13,8 @@ Form = Literal["loop", "wide", "batched"]
 
 # Deviation of a gate's initial kernel: near-uniform gates at step 0 keep diagnostics readable.
 _GATE_DEVIATION = 0.01
+# Up to here a CPU's inference is bound by launches, above by copies.
+_SERVING_ROWS = 2048
 
 
 class ExpertBank(nn.Module):
@@ -44,10 +46,17 @@ class ExpertBank(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, E, H] for x [B, I], or for x [B, E, I] when every expert has an input of its own."""
-        form = choose_form(x)
-        if form == "loop":
-            return self._loop(x)
-        return self._wide(x) if form == "wide" else self._batched(x)
+        return self.compute(x, form=choose_form(x))
+
+    def compute(self, x: Tensor, *, form: Form) -> Tensor:
+        """The same output in a given form; forms differ in speed alone."""
+        match form:
+            case "loop":
+                return self._loop(x)
+            case "wide":
+                return self._wide(x)
+            case "batched":
+                return self._batched(x)
 
     @staticmethod
     def parameter_count(width: int, hidden: tuple[int, ...], *, experts: int) -> int:
@@ -77,7 +86,7 @@ class ExpertBank(nn.Module):
         if x.dim() == 3:
             return self._batched(x)
         wide = F.linear(x, self.weights[0].flatten(0, 1), self.biases[0].flatten())
-        h_BEH = wide.view(len(x), self.experts, -1)
+        h_BEH = wide.view(x.shape[0], self.experts, -1)
         if len(self.weights) == 1:
             return self._drop(self.activation(h_BEH))
         return self._batched_from(1, self._drop(F.relu(h_BEH)).transpose(0, 1))
@@ -143,7 +152,7 @@ class Gates(nn.Module):
     def _scores(self, x: Tensor) -> Tensor:
         if x.dim() == 2:
             bias = None if self.bias is None else self.bias.flatten()
-            return F.linear(x, self.weight.flatten(0, 1), bias).view(len(x), self.tasks, -1)
+            return F.linear(x, self.weight.flatten(0, 1), bias).view(x.shape[0], self.tasks, -1)
         scores_TBE = torch.bmm(x.transpose(0, 1), self.weight.transpose(1, 2))
         scores_BTE = scores_TBE.transpose(0, 1)
         return scores_BTE if self.bias is None else scores_BTE + self.bias
@@ -163,5 +172,12 @@ def mix(gate_BTE: Tensor, experts_BEH: Tensor) -> Tensor:
 
 
 def choose_form(x: Tensor) -> Form:
-    """The fastest measured form for this device and size; `benchmarks/experts.py` prints the measurements."""
-    return "loop"
+    """The form that measured fastest for this device and use; `benchmarks/experts.py` prints the measurements.
+
+    Training on a CPU is the loop's: the other forms copy between layers. Where launches count, on GPUs, at serving
+    sizes and in an exported program, one wide product comes first.
+    """
+    # Rows are symbolic in an export, so that is asked first.
+    if torch.compiler.is_exporting() or x.device.type != "cpu":
+        return "wide"
+    return "loop" if torch.is_grad_enabled() or len(x) > _SERVING_ROWS else "wide"

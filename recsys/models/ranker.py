@@ -86,7 +86,7 @@ class RankingModel(nn.Module):
     """Logits [B, T] of a batch.
 
     `program.parameters()` are the dense parameters. Tables update themselves in the backward pass, at the rate that
-    `embeddings.set_learning_rate` gave.
+    `embeddings.set_learning_rate` gave before the forward pass.
     """
 
     def __init__(self, embeddings: Embeddings, program: Program) -> None:

@@ -52,7 +52,7 @@ class Embeddings(nn.Module):
         )
 
     def set_learning_rate(self, rate: float) -> None:
-        """Update tables at this rate from the next backward pass on."""
+        """Update tables at this rate from the next forward pass on."""
         self.tables.set_learning_rate(rate)
 
     def table_weights(self) -> dict[str, Tensor]:
@@ -80,9 +80,10 @@ class Embeddings(nn.Module):
         streams = {
             slot.name: _bags(slot, ids[slot.name], lengths[slot.name]) for slot in self.slots
         }
-        summed = self.tables(
-            {spec.name: _join([streams[name] for name in spec.streams]) for spec in self.specs}
-        )
+        bags = {spec.name: _join([streams[name] for name in spec.streams]) for spec in self.specs}
+        for spec in self.specs:
+            _check_ids(bags[spec.name].ids_N, spec)
+        summed = self.tables(bags)
         found: dict[str, Tensor] = {}
         for spec in self.specs:
             sizes = [_bag_count(streams[name]) for name in spec.streams]
@@ -192,6 +193,16 @@ def _torchrec_imports() -> bool:
         logger.warning("torchrec import failed: %s", error)
         return False
     return True
+
+
+def _check_ids(ids_N: Tensor, spec: TableSpec) -> None:
+    # Batches are checked as they are made; this is for those made otherwise. On a GPU it would wait for the device,
+    # and the kernels check there.
+    if ids_N.device.type != "cpu" or not len(ids_N):
+        return
+    low, high = torch.aminmax(ids_N)
+    assert low >= 0, f"id {low} is outside table {spec.name!r}"
+    assert high < spec.rows, f"id {high} is outside table {spec.name!r} of {spec.rows} rows"
 
 
 def _bags(slot: Slot, ids_N: Tensor, lengths_B: Tensor) -> Bags:

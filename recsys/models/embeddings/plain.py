@@ -69,21 +69,23 @@ class PlainTables(nn.Module):
         rows_RK = weight.index_select(0, unique_R).requires_grad_()
         summed_MK = _sum_rows(rows_RK, position_N, bags.lengths_M)
 
+        rate = self._rate
+
         def update(rows_RK: Tensor) -> None:
             assert rows_RK.grad is not None
-            self._update(name, unique_R, rows_RK.grad)
+            self._update(name, unique_R, rows_RK.grad, rate=rate)
             rows_RK.grad = None
 
         rows_RK.register_post_accumulate_grad_hook(update)  # type: ignore[no-untyped-call]
         return summed_MK
 
     @torch.no_grad()
-    def _update(self, name: str, unique_R: Tensor, gradient_RK: Tensor) -> None:
+    def _update(self, name: str, unique_R: Tensor, gradient_RK: Tensor, *, rate: float) -> None:
         table = self._rows[module_name(name)]
         weight, accumulator = table.get_buffer("weight"), table.get_buffer("accumulator")
         sum_R = accumulator.index_select(0, unique_R) + gradient_RK.square().mean(dim=1)
         accumulator.index_copy_(0, unique_R, sum_R)
-        step_RK = gradient_RK * (self._rate / (sum_R.sqrt() + self._epsilon))[:, None]
+        step_RK = gradient_RK * (rate / (sum_R.sqrt() + self._epsilon))[:, None]
         weight.index_add_(0, unique_R, step_RK, alpha=-1.0)
 
 

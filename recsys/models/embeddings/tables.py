@@ -64,7 +64,7 @@ class Tables(Protocol):
         ...
 
     def set_learning_rate(self, rate: float) -> None:
-        """Take this rate from the next backward pass on."""
+        """Update at this rate from the next forward pass on: an update's rate is fixed when its rows are read."""
         ...
 
     def weights(self) -> dict[str, Tensor]:

@@ -1,0 +1,165 @@
+"""Which form of parallel experts is fastest: a loop of products, one wide product first, or batched products.
+
+MMoE's experts and gates as they train (forward, backward, AdamW) and as they serve, in PyTorch's default float32, in
+float32 through oneDNN (`set_float32_matmul_precision("medium")`), in bf16 autocast, and in ONNX Runtime. Forms take
+turns within a round, so that what else the machine does falls on all alike. Prints medians, ratios to the loop, and
+what `recsys.models.experts.choose_form` chooses.
+
+    python benchmarks/experts.py [--rounds 7] [--threads 1 2] [--rows 8192] [--serving-rows 500]
+"""
+
+import argparse
+import io
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from typing import cast, get_args
+
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from recsys.models.experts import ExpertBank, Form, choose_form
+from recsys.models.mixing.mmoe import MMoE
+
+FORMS: tuple[Form, ...] = get_args(Form)
+PRECISIONS = ("float32", "oneDNN float32", "bf16")
+TASKS = 2
+
+Run = Callable[[], object]
+
+
+class FixedBank(ExpertBank):
+    """A bank that computes in one form, whatever the device and size."""
+
+    form: Form = "loop"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.compute(x, form=self.form)
+
+
+def mmoe(form: Form, width: int) -> MMoE:
+    torch.manual_seed(0)
+    config = MMoE.Config(experts=8, expert_hidden=(256, 128))
+    found = MMoE(config, width=width, tasks=TASKS)
+    bank = FixedBank(width, config.expert_hidden, experts=config.experts)
+    bank.load_state_dict(found.bank.state_dict())
+    bank.form = form
+    found.bank = bank
+    return found
+
+
+def training_step(model: nn.Module, x_BI: Tensor, *, bf16: bool) -> Run:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    x_BI = x_BI.clone().requires_grad_()
+
+    def run() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = model(x_BI).float().square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return run
+
+
+def inference(model: nn.Module, x_BI: Tensor, *, bf16: bool) -> Run:
+    def run() -> None:
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            model(x_BI)
+
+    return run
+
+
+def exported(model: nn.Module, x_BI: Tensor, *, threads: int) -> Run:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            model.eval(),
+            (x_BI,),
+            dynamo=True,
+            dynamic_shapes=({0: "N"},),
+            input_names=["x"],
+            verbose=False,
+        )
+    assert program is not None
+    file = io.BytesIO()
+    program.save(cast(str, file))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(
+        file.getvalue(), options, providers=["CPUExecutionProvider"]
+    )
+    feeds = {"x": x_BI.numpy()}
+    return lambda: session.run(None, feeds)
+
+
+def medians(runs: dict[Form, Run], *, rounds: int, precision: str) -> dict[Form, float]:
+    """Median milliseconds of each form, the forms taking turns."""
+    torch.set_float32_matmul_precision("medium" if precision == "oneDNN float32" else "highest")
+    milliseconds: dict[Form, list[float]] = {form: [] for form in runs}
+    for run in runs.values():
+        run()
+    for _ in range(rounds):
+        for form, run in runs.items():
+            start = time.perf_counter()
+            run()
+            milliseconds[form].append(1000 * (time.perf_counter() - start))
+    return {form: statistics.median(found) for form, found in milliseconds.items()}
+
+
+def show(label: str, found: dict[Form, float], rows: int) -> None:
+    cells = [f"{found[form]:9.1f} ms {found['loop'] / found[form]:5.2f}x" for form in FORMS]
+    best = min(found, key=found.__getitem__)
+    print(f"{label:36}", *cells, f"  {best}: {rows / found[best]:.1f} k rows/s", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rows", type=int, default=8192)
+    parser.add_argument("--serving-rows", type=int, default=500)
+    parser.add_argument("--width", type=int, default=416)
+    options = parser.parse_args()
+    large, small = (
+        torch.randn(options.rows, options.width),
+        torch.randn(options.serving_rows, options.width),
+    )
+    print(
+        f"MMoE 8 x [256, 128], input {options.width}, {TASKS} tasks; median of {options.rounds}, ratio to the loop"
+    )
+    print(f"{'':36}", *(f"{form:>18}" for form in FORMS))
+    for threads in options.threads:
+        torch.set_num_threads(threads)
+        models = {form: mmoe(form, options.width) for form in FORMS}
+        for precision in PRECISIONS:
+            bf16 = precision == "bf16"
+            train = {form: training_step(model, large, bf16=bf16) for form, model in models.items()}
+            serve = {form: inference(model, small, bf16=bf16) for form, model in models.items()}
+            show(
+                f"train {options.rows} rows, {threads} thr, {precision}",
+                medians(train, rounds=options.rounds, precision=precision),
+                options.rows,
+            )
+            show(
+                f"infer {options.serving_rows} rows, {threads} thr, {precision}",
+                medians(serve, rounds=5 * options.rounds, precision=precision),
+                options.serving_rows,
+            )
+        runtime = {form: exported(model, small, threads=threads) for form, model in models.items()}
+        show(
+            f"infer {options.serving_rows} rows, {threads} thr, ONNX Runtime",
+            medians(runtime, rounds=5 * options.rounds, precision="float32"),
+            options.serving_rows,
+        )
+    with torch.no_grad():
+        print(
+            "choice:",
+            f"training {choose_form(large.requires_grad_())}, inference {choose_form(small)}",
+        )
+
+
+if __name__ == "__main__":
+    main()
