@@ -89,12 +89,15 @@ def _known_keys(cls: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
                 following += _sections_in(info.annotation)
         # A union's tag chooses among the sections found so far; a mapping's key leaves them as they are.
         sections = following or [item for item in sections if _is_kind(item, str(part))] or sections
-    return sorted({name for section in sections for name in section.model_fields})
+    fields = [item for section in sections for item in section.model_fields.items()]
+    return sorted({info.alias or name for name, info in fields})
 
 
 def _is_kind(section: type[BaseModel], tag: str) -> bool:
     kind = section.model_fields.get("kind")
-    return kind is not None and (kind.default == tag or tag in getattr(kind.annotation, "__args__", ()))
+    return kind is not None and (
+        kind.default == tag or tag in getattr(kind.annotation, "__args__", ())
+    )
 
 
 def _sections_in(annotation: Any) -> list[type[BaseModel]]:
