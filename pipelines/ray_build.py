@@ -27,23 +27,24 @@ def write_parts(job: PartJob) -> Iterator[PartResult]:
         shared = ray.put(job)
 
         def write(batch: dict[str, Any]) -> dict[str, list[str]]:
-            return {"result": [_attempt(ray.get(shared), int(number)) for number in batch["item"]]}
+            return {"result": [attempt(ray.get(shared), int(number)) for number in batch["item"]]}
 
         numbers = list(range(len(job.reader.parts)))
         parts = ray.data.from_items(numbers, override_num_blocks=len(numbers))
         for row in parts.map_batches(write, batch_size=1).iter_rows():
-            yield _result(json.loads(row["result"]))
+            yield result_of(json.loads(row["result"]))
 
 
-def _attempt(job: PartJob, number: int) -> str:
-    """The result as JSON. A user's mistake travels as data: raised, Ray would retry it and bury it in a traceback."""
+def attempt(job: PartJob, number: int) -> str:
+    """The result of a part as JSON. A user's mistake travels as data, for Ray would bury it in its own traceback."""
     try:
         return json.dumps(job.write(number).to_json())
     except UserError as error:
         return json.dumps({"error": type(error).__name__, "message": str(error)})
 
 
-def _result(tree: dict[str, Any]) -> PartResult:
+def result_of(tree: dict[str, Any]) -> PartResult:
+    """The result that a worker's JSON holds. Raises the mistake that it holds instead."""
     if "error" in tree:
         kind: type[UserError] = getattr(errors, tree["error"])
         raise kind(tree["message"])
@@ -53,6 +54,8 @@ def _result(tree: dict[str, Any]) -> PartResult:
 @contextmanager
 def _cluster() -> Iterator[None]:
     ray.data.DataContext.get_current().enable_progress_bars = False
+    # Progress is ours to show; what goes wrong in Ray still comes through.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     if ray.is_initialized():
         yield
         return
