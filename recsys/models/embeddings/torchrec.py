@@ -75,7 +75,7 @@ class TorchRecTables(nn.Module):
 
     def set_learning_rate(self, rate: float) -> None:
         for collection in self._collections():
-            optimizer = collection.fused_optimizer()
+            optimizer = _optimizer(collection)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             # The step of a fused optimizer hands the rate to the kernel and does nothing else.
@@ -85,14 +85,14 @@ class TorchRecTables(nn.Module):
         found: dict[str, Tensor] = {}
         for collection in self._collections():
             for key, weight in collection.state_dict().items():
-                found[_table(key)] = weight.detach()
+                found[_table(key)] = _local(weight)
         return found
 
     def accumulators(self) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         for collection in self._collections():
-            for key, state in collection.fused_optimizer().state_dict()["state"].items():
-                (found[_table(key)],) = (item.detach() for item in state.values())
+            for key, state in _optimizer(collection).state_dict()["state"].items():
+                (found[_table(key)],) = (_local(item) for item in state.values())
         return found
 
     def _collections(self) -> list[Any]:
@@ -146,6 +146,19 @@ def _collection(
         tables=tables, optimizer_type=RowWiseAdagrad, optimizer_kwargs=settings, device=device
     )
     return collection
+
+
+def _optimizer(collection: Any) -> Any:
+    """The fused optimizer: a method of TorchRec's collection, a property of the sharded one that may replace it."""
+    found = collection.fused_optimizer
+    return found() if callable(found) else found
+
+
+def _local(tensor: Any) -> Tensor:
+    """A view of a table, or of this process's part of a sharded one."""
+    shards = getattr(tensor, "local_shards", None)
+    whole_or_part: Tensor = tensor if shards is None else shards()[0].tensor
+    return whole_or_part.detach()
 
 
 def _one_stream(bags: Bags) -> KeyedJaggedTensor:
