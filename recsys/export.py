@@ -254,7 +254,8 @@ def _eager(model: RankingModel, schema: Schema, packed: Packed) -> NDArray[np.fl
         groups_B=torch.zeros(rows, dtype=torch.int64),
         row_key_B=torch.arange(rows),
     )
-    with torch.inference_mode():
+    # Not inference_mode: fbgemm's CPU lookup exists as an autograd kernel alone.
+    with torch.no_grad():
         logits_BT: NDArray[np.float32] = model(batch.to(_device(model))).float().cpu().numpy()
     return logits_BT
 

@@ -10,7 +10,9 @@ from msgspec import UNSET
 
 from recsys.errors import RequestError
 from recsys.schema import ARROW_TYPES, Schema
-from serving.wire import Limits, Wire, features_of, pointer
+from serving.config import Limits
+from serving.decoding import pointer
+from serving.wire import Wire, features_of
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,10 @@ from recsys.bundle import Bundle, load_bundle
 from recsys.calibrate import TaskScores, task_scores
 from recsys.errors import DataError, RequestError
 from recsys.schema import Schema
+from serving.config import Limits
 from serving.inputs import Inputs, read_inputs
 from serving.rows import score_table, select
-from serving.wire import Limits, Wire
+from serving.wire import Wire
 
 SCORED, NOT_SCORED = 0, 1
 _CHUNK_ROWS = 4096
@@ -92,7 +93,7 @@ class Ranker:
             raise RequestError(str(error)) from error
         scored = perf_counter()
         tree = {"request_id": request_id} | self._answer(asked, inputs, ranked)
-        return Response(tree, ranked, {"read": read - started, "score": scored - read})
+        return Response(tree, ranked, {"parse": read - started, "infer": scored - read})
 
     def score(
         self, user: pa.Table, candidates: pa.Table, *, user_of_row_N: NDArray[np.int64]
@@ -110,10 +111,9 @@ class Ranker:
         The result has the kept key columns that the rows hold, `score`, and per entry `raw:<entry>` and `p:<entry>`, or
         `value:<task>`. Columns that no feature reads are passed over. Raises DataError.
         """
-        chunks = [rows.slice(start, _CHUNK_ROWS) for start in range(0, rows.num_rows, _CHUNK_ROWS)]
-        return score_table(
-            rows, [self._score_chunk(chunk) for chunk in chunks or [rows]], self.schema
-        )
+        starts = range(0, max(1, rows.num_rows), _CHUNK_ROWS)
+        chunks = [self._score_chunk(rows.slice(start, _CHUNK_ROWS)) for start in starts]
+        return score_table(rows, chunks, self.schema.keys.kept)
 
     def _score_chunk(self, chunk: pa.Table) -> dict[str, NDArray[np.float64]]:
         columns = self.wire.columns

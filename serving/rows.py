@@ -1,13 +1,12 @@
 """Tables of raw rows in, tables of scores out: what `recsys score` reads and writes."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from recsys.errors import DataError, nearest
-from recsys.schema import Schema
 
 
 def select(rows: pa.Table, columns: Sequence[str]) -> pa.Table:
@@ -21,10 +20,12 @@ def select(rows: pa.Table, columns: Sequence[str]) -> pa.Table:
     return rows.select(list(columns))
 
 
-def score_table(rows: pa.Table, chunks: Sequence[Mapping[str, Any]], schema: Schema) -> pa.Table:
-    """The rows' kept key columns beside the score columns of consecutive chunks; NaN becomes null."""
-    columns = {name: rows.column(name) for name in schema.keys.kept if name in rows.column_names}
+def score_table(
+    rows: pa.Table, chunks: Sequence[Mapping[str, NDArray[np.float64]]], keys: Sequence[str]
+) -> pa.Table:
+    """The rows' key columns, where they have them, beside the score columns of consecutive chunks; NaN becomes null."""
+    columns = {name: rows.column(name) for name in keys if name in rows.column_names}
     for name in chunks[0]:
-        values = np.concatenate([np.asarray(chunk[name], dtype=np.float64) for chunk in chunks])
+        values = np.concatenate([chunk[name] for chunk in chunks])
         columns[name] = pa.array(values, from_pandas=True)
     return pa.table(columns)

@@ -14,9 +14,7 @@ Null is a value: what the encoder takes a missing value for. A feature left out 
 answer's `imputed`, or is refused with `on_missing = "fail_request"`.
 """
 
-import json
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -27,27 +25,20 @@ import numpy as np
 from msgspec import UNSET, Meta, UnsetType
 
 from recsys.calibrate import entry_names
-from recsys.errors import RequestError
 from recsys.request_rows import RequestColumns
 from recsys.schema import Schema
+from serving.decoding import count_keys, decode, refusal, refuse_duplicate_keys
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
+Name = Annotated[str, Meta(max_length=128)]
 Id = Annotated[str, Meta(max_length=256)] | Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Sizes beyond which a request is refused with 413."""
-
-    max_candidates: int = 2000
-    max_list_length: int = 10_000
 
 
 class ModelPin(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Which model answers. A version that is not loaded is refused with 409."""
 
-    name: str | UnsetType = UNSET
-    version: str | UnsetType = UNSET
+    name: Name | UnsetType = UNSET
+    version: Name | UnsetType = UNSET
 
 
 class Envelope(msgspec.Struct, frozen=True):
@@ -104,7 +95,7 @@ _ENVELOPE = msgspec.json.Decoder(Envelope)
 
 def decode_pin(raw: bytes) -> ModelPin:
     """The model that a JSON body asks for. Raises RequestError."""
-    pin = _decode(_ENVELOPE, raw).model
+    pin = decode(_ENVELOPE, raw).model
     return ModelPin() if pin is UNSET else pin
 
 
@@ -167,8 +158,8 @@ class Wire:
 
     def decode(self, raw: bytes) -> Any:
         """The request of a JSON body. Raises RequestError with the JSON pointer of the first thing wrong."""
-        request = _decode(self._decoder, raw)
-        _refuse_duplicate_keys(raw, _count_keys(request))
+        request = decode(self._decoder, raw)
+        refuse_duplicate_keys(raw, count_keys(request))
         return request
 
     def convert(self, tree: Mapping[str, Any]) -> Any:
@@ -176,7 +167,7 @@ class Wire:
         try:
             return msgspec.convert(tree, self.request_type)
         except msgspec.ValidationError as error:
-            raise _refusal(error) from error
+            raise refusal(error) from error
 
     @cached_property
     def _decoder(self) -> msgspec.json.Decoder[Any]:
@@ -233,11 +224,6 @@ def features_of(section: Any) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not UNSET}
 
 
-def pointer(*parts: str | int) -> str:
-    """The JSON pointer (RFC 6901) of a path."""
-    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
-
-
 def _one_of(names: tuple[str, ...]) -> Any:
     return Literal[names]
 
@@ -263,79 +249,3 @@ def _scalar_type(dtype: str) -> Any:
         "timestamp": Annotated[datetime, Meta(tz=True)],
     }
     return scalars[dtype]
-
-
-def _decode(decoder: msgspec.json.Decoder[Any], raw: bytes) -> Any:
-    try:
-        return decoder.decode(raw)
-    except msgspec.ValidationError as error:
-        raise _refusal(error) from error
-    # What is not JSON, not UTF-8 or nested beyond the parser's depth.
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise RequestError(f"not JSON: {error}", code="MALFORMED_JSON") from error
-
-
-_PATH = re.compile(r"^(?P<what>.*?)(?: - at `\$(?P<path>.*)`)?$", re.DOTALL)
-_PART = re.compile(r"\.([^.\[]+)|\[(\d+)\]|\[\.\.\.\]")
-_JSON_TYPES = {"str": "string", "int": "integer", "float": "number", "bool": "boolean"}
-_TYPE = re.compile(r"\b(str|int|float|bool)\b(?=[^`]*`(?:[^`]*`[^`]*`)*[^`]*$)")
-_UNKNOWN = re.compile(r"unknown field `(.*)`")
-
-
-def _refusal(error: msgspec.ValidationError) -> RequestError:
-    """The parser's sentence in JSON's words, with its path as a JSON pointer."""
-    match = _PATH.match(str(error))
-    assert match is not None
-    path = _PART.findall(match["path"] or "")
-    parts: list[str | int] = [name or int(index) for name, index in path if name or index]
-    unknown = _UNKNOWN.search(match["what"])
-    if unknown is not None:
-        return RequestError(
-            f"unknown field {unknown[1]!r}; see /openapi.json for the fields of this model",
-            pointer=pointer(*parts, unknown[1]),
-            code="UNKNOWN_FIELD",
-        )
-    what = _TYPE.sub(lambda found: _JSON_TYPES[found[0]], match["what"]).replace("`", "")
-    return RequestError(
-        f"{what}; see /openapi.json for what this model takes", pointer=pointer(*parts)
-    )
-
-
-def _count_keys(value: Any) -> int:
-    """Keys present in a decoded request. Unknown ones were refused, so these are all distinct keys of the body."""
-    if not isinstance(value, msgspec.Struct):
-        return 0
-    present = [getattr(value, key) for key in value.__struct_fields__]
-    return sum(1 + _count_keys(item) for item in present if item is not UNSET)
-
-
-_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
-
-
-def _refuse_duplicate_keys(raw: bytes, keys: int) -> None:
-    """Parsers keep the last of two equal keys without a word. Every key has one colon outside of strings."""
-    # Colons inside strings only add to the count, so equality settles most bodies.
-    if raw.count(b":") == keys or _STRING.sub(b"", raw).count(b":") == keys:
-        return
-    for parts, name in _duplicates(raw):
-        raise RequestError(
-            f"the key {name!r} is given twice", pointer=pointer(*parts, name), code="DUPLICATE_KEY"
-        )
-
-
-def _duplicates(raw: bytes) -> Iterator[tuple[list[str], str]]:
-    """Paths and names of repeated keys. Requests nest objects only in objects, a few levels deep."""
-
-    def walk(pairs: Any, path: list[str]) -> Iterator[tuple[list[str], str]]:
-        seen: set[str] = set()
-        for name, value in pairs if isinstance(pairs, _Pairs) else ():
-            if name in seen:
-                yield path, name
-            seen.add(name)
-            yield from walk(value, [*path, name])
-
-    yield from walk(json.loads(raw, object_pairs_hook=_Pairs), [])
-
-
-class _Pairs(list[tuple[str, Any]]):
-    """The members of a JSON object, repeated keys included."""

@@ -1,0 +1,104 @@
+"""JSON bodies to Structs: what is wrong as a RequestError with its JSON pointer, and no key given twice."""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+from msgspec import UNSET
+
+from recsys.errors import RequestError
+
+
+def decode(decoder: msgspec.json.Decoder[Any], raw: bytes) -> Any:
+    """What a JSON body says, as the decoder's type. Raises RequestError."""
+    try:
+        return decoder.decode(raw)
+    except msgspec.ValidationError as error:
+        raise refusal(error) from error
+    # What is not JSON, not UTF-8 or nested beyond the parser's depth.
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RequestError(f"not JSON: {error}", code="MALFORMED_JSON") from error
+
+
+# Of what a caller wrote, this many characters are shown back.
+_SHOWN = 128
+_PATH = re.compile(r"^(?P<what>.*?)(?: - at `\$(?P<path>.*)`)?$", re.DOTALL)
+_PART = re.compile(r"\.([^.\[]+)|\[(\d+)\]|\[\.\.\.\]")
+_JSON_TYPES = {
+    "str": "string",
+    "int": "integer",
+    "float": "number",
+    "bool": "boolean",
+    "datetime": "RFC 3339 time",
+}
+_QUOTED = re.compile(r"`([^`]*)`")
+_UNKNOWN = re.compile(r"unknown field `(.*)`")
+
+
+def refusal(error: msgspec.ValidationError) -> RequestError:
+    """The parser's sentence in JSON's words, with its path as a JSON pointer."""
+    match = _PATH.match(str(error))
+    assert match is not None
+    path = _PART.findall(match["path"] or "")
+    parts: list[str | int] = [name or int(index) for name, index in path if name or index]
+    unknown = _UNKNOWN.search(match["what"])
+    if unknown is not None:
+        return RequestError(
+            f"unknown field {unknown[1][:_SHOWN]!r}; see /openapi.json for the fields of this model",
+            pointer=pointer(*parts, unknown[1][:_SHOWN]),
+            code="UNKNOWN_FIELD",
+        )
+    what = _QUOTED.sub(
+        lambda found: " or ".join(_JSON_TYPES.get(word, word) for word in found[1].split(" | ")),
+        match["what"],
+    )
+    return RequestError(
+        f"{what}; see /openapi.json for what this model takes", pointer=pointer(*parts)
+    )
+
+
+def count_keys(value: Any) -> int:
+    """Keys present in a decoded request. Unknown ones were refused, so these are all distinct keys of the body."""
+    if not isinstance(value, msgspec.Struct):
+        return 0
+    present = [getattr(value, key) for key in value.__struct_fields__]
+    return sum(1 + count_keys(item) for item in present if item is not UNSET)
+
+
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+
+
+def refuse_duplicate_keys(raw: bytes, keys: int) -> None:
+    """Parsers keep the last of two equal keys without a word. Every key has one colon outside of strings."""
+    # Colons inside strings only add to the count, so equality settles most bodies.
+    if raw.count(b":") == keys or _STRING.sub(b"", raw).count(b":") == keys:
+        return
+    for parts, name in _duplicates(raw):
+        raise RequestError(
+            f"the key {name!r} is given twice", pointer=pointer(*parts, name), code="DUPLICATE_KEY"
+        )
+
+
+def _duplicates(raw: bytes) -> Iterator[tuple[list[str], str]]:
+    """Paths and names of repeated keys. Requests nest objects only in objects, a few levels deep."""
+
+    def walk(pairs: Any, path: list[str]) -> Iterator[tuple[list[str], str]]:
+        seen: set[str] = set()
+        for name, value in pairs if isinstance(pairs, _Pairs) else ():
+            if name in seen:
+                yield path, name
+            seen.add(name)
+            yield from walk(value, [*path, name])
+
+    yield from walk(json.loads(raw, object_pairs_hook=_Pairs), [])
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """The members of a JSON object, repeated keys included."""
+
+
+def pointer(*parts: str | int) -> str:
+    """The JSON pointer (RFC 6901) of a path."""
+    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
