@@ -27,9 +27,10 @@ from recsys.batch import Batch, check_ids
 from recsys.bundle import FORMAT_VERSION, KIND, PARITY, Bundle, Parity, assemble, signature
 from recsys.calibrate import Calibrators
 from recsys.collate import Packed, collate
+from recsys.days import open_days
 from recsys.encode import Encoder
 from recsys.errors import ArtifactError, ConfigError
-from recsys.feed import open_days
+from recsys.feed import in_order
 from recsys.golden import Golden, made_up_rows
 from recsys.layout import encoded_arrow, label_column, observed_column
 from recsys.models import NamedProgram, RankingModel
@@ -64,7 +65,7 @@ def export(
     trained = load_run(run, checkpoint=checkpoint)
     data = trained.experiment.data
     days = open_days(data.directory, data.validation, encoder=trained.encoder)
-    with closing(days.in_order(batch_size=_VALIDATION_ROWS)) as batches:
+    with closing(in_order(days, batch_size=_VALIDATION_ROWS)) as batches:
         validation = next(batches).encoded
     return write_bundle(
         trained.model,
@@ -230,7 +231,9 @@ def _golden(model: RankingModel, encoder: Encoder, rows: pa.Table | None) -> Gol
     )
     candidate_inputs = request_encoder.encode(candidates, rows=raw.num_rows, side="candidate")
     inputs = _side_by_side(schema, user_inputs, candidate_inputs)
-    return Golden(user, candidates, user_of_row_N, _eager(model, schema, collate(inputs, schema)))
+    return Golden(
+        user, candidates, user_of_row_N, eager_logits(model, schema, collate(inputs, schema))
+    )
 
 
 def _side_by_side(schema: Schema, *sides: pa.Table) -> pa.Table:
@@ -239,7 +242,7 @@ def _side_by_side(schema: Schema, *sides: pa.Table) -> pa.Table:
     return pa.table([columns[name] for name in order.names], schema=order)
 
 
-def _eager(model: RankingModel, schema: Schema, packed: Packed) -> NDArray[np.float32]:
+def eager_logits(model: RankingModel, schema: Schema, packed: Packed) -> NDArray[np.float32]:
     """The trained model's logits [B, T] of packed rows."""
     check_ids(packed, schema)
     rows = len(packed.dense_BD)
@@ -268,7 +271,7 @@ def _prove_parity(model: RankingModel, bundle: Bundle, validation: pa.Table | No
     if validation is not None:
         # One row alone too: sizes of 1 are where exported programs go wrong.
         for rows in (validation, validation.slice(0, 1)):
-            expected_BT = _eager(model, schema, collate(rows, schema))
+            expected_BT = eager_logits(model, schema, collate(rows, schema))
             _require_parity("validation rows", expected_BT, _encoded_logits(bundle, rows), schema)
 
 
@@ -299,7 +302,7 @@ def _write_reference(
     """What served scores are compared with: per task the mean label and quantiles of the logits on validation rows."""
     tasks: dict[str, Any] = {}
     if validation is not None:
-        logits_BT = _eager(model, schema, collate(validation, schema))
+        logits_BT = eager_logits(model, schema, collate(validation, schema))
         for index, task in enumerate(schema.task_names):
             observed_B = validation.column(observed_column(task)).to_numpy()
             labels_B = validation.column(label_column(task)).to_numpy()[observed_B]

@@ -12,36 +12,23 @@ continues with exactly the batches it had left. With several ranks each takes it
 `rows[rank::world_size]`: the rows of a step do not depend on how many ranks share it.
 """
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from queue import Empty, Queue
 from threading import Event, Thread
 from typing import Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from recsys.batch import Batch, from_encoded
-from recsys.encode import Encoder
-from recsys.errors import ArtifactError, DataError
-from recsys.layout import encoded_arrow, kept_column, label_column, observed_column
-from recsys.publish import Published, resolve
+from recsys.days import Days, RowGroup, read_rows
+from recsys.layout import encoded_arrow, kept_column
 from recsys.schema import Schema
 
 T = TypeVar("T")
 _PREFETCHED_BATCHES = 4
-
-
-@dataclass(frozen=True)
-class Build:
-    """The version of a day that is read; what a checkpoint records of its data."""
-
-    day: str
-    version: str
-    rows: int
 
 
 @dataclass(frozen=True)
@@ -72,73 +59,16 @@ class EncodedBatch:
 
 
 @dataclass(frozen=True)
-class _RowGroup:
-    file: Path
-    index: int
-    rows: int
-
-
-@dataclass(frozen=True)
 class _Window:
     """Row groups read together; `first_row` counts from the epoch's first row, `number` from its first window."""
 
     number: int
-    groups: tuple[_RowGroup, ...]
+    groups: tuple[RowGroup, ...]
     first_row: int
 
     @property
     def rows(self) -> int:
         return sum(group.rows for group in self.groups)
-
-
-class Days:
-    """The rows of some days: their builds, resolved once, and their row groups. See `open_days`."""
-
-    def __init__(
-        self, schema: Schema, builds: tuple[Build, ...], groups: tuple[_RowGroup, ...]
-    ) -> None:
-        self.schema = schema
-        self.builds = builds
-        self.groups = groups
-        self.rows = sum(group.rows for group in groups)
-
-    def in_order(
-        self, *, batch_size: int, rank: int = 0, world_size: int = 1
-    ) -> Generator[EncodedBatch, None, None]:
-        """All rows once, in stored order; a batch ends with its row group. Ranks take turns by batch.
-
-        Raises DataError naming the file when one cannot be read.
-        """
-        return prefetched(self._in_order(batch_size, rank, world_size))
-
-    def label_means(self, *, up_to_rows: int = 1_000_000) -> dict[str, float]:
-        """Each task's mean label by sample weight over its observed rows among the first ones; 0 if it has none."""
-        tasks = self.schema.task_names
-        columns = ["weight", *(name for task in tasks for name in (label_column(task), observed_column(task)))]
-        sums, weights = dict.fromkeys(tasks, 0.0), dict.fromkeys(tasks, 0.0)
-        rows = 0
-        for group in self.groups:
-            table = _read((group,), columns)
-            weight_B = table.column("weight").to_numpy().astype(np.float64)
-            for task in tasks:
-                used_B = weight_B * table.column(observed_column(task)).to_numpy()
-                weights[task] += float(used_B.sum())
-                sums[task] += float(used_B @ table.column(label_column(task)).to_numpy())
-            rows += group.rows
-            if rows >= up_to_rows:
-                break
-        return {task: sums[task] / weights[task] if weights[task] else 0.0 for task in tasks}
-
-    def _in_order(self, batch_size: int, rank: int, world_size: int) -> Iterator[EncodedBatch]:
-        columns = encoded_arrow(self.schema).names
-        number = 0
-        for group in self.groups:
-            table = _read((group,), columns)
-            for start in range(0, group.rows, batch_size):
-                if number % world_size == rank:
-                    encoded = table.slice(start, batch_size)
-                    yield EncodedBatch(encoded, from_encoded(encoded, self.schema))
-                number += 1
 
 
 class Feed:
@@ -212,7 +142,7 @@ class Feed:
     def _windows(self, epoch: int) -> Iterator[_Window]:
         groups = self.days.groups
         order = self._rng(epoch, 0).permutation(len(groups))
-        number, first_row, rows, gathered = 0, 0, 0, list[_RowGroup]()
+        number, first_row, rows, gathered = 0, 0, 0, list[RowGroup]()
         for index in order:
             if gathered and rows + groups[index].rows > self._window_rows:
                 yield _Window(number, tuple(gathered), first_row)
@@ -230,59 +160,44 @@ class _LastRead:
 
     def __init__(self, columns: list[str]) -> None:
         self._columns = columns
-        self._key: tuple[_RowGroup, ...] | None = None
+        self._key: tuple[RowGroup, ...] | None = None
         self._table = pa.table({})
 
-    def __call__(self, groups: tuple[_RowGroup, ...]) -> pa.Table:
+    def __call__(self, groups: tuple[RowGroup, ...]) -> pa.Table:
         key = tuple(sorted(groups, key=lambda group: (str(group.file), group.index)))
         if key != self._key:
             # Give the old window's memory back before the new one is read.
             self._key, self._table = None, pa.table({})
-            self._table = _read(key, self._columns)
+            self._table = read_rows(key, self._columns)
             self._key = key
         return self._table
 
 
-def open_days(
-    directory: Path,
-    names: Sequence[str],
-    *,
-    encoder: Encoder,
-    versions: Mapping[str, str] | None = None,
-) -> Days:
-    """The named days under a directory, each resolved to its current build, or to the version given for it.
+def in_order(
+    days: Days, *, batch_size: int, rank: int = 0, world_size: int = 1
+) -> Generator[EncodedBatch, None, None]:
+    """All rows once, in stored order; a batch ends with its row group. Ranks take turns by batch.
 
-    Raises ArtifactError for a day that is missing, damaged or encoded for another schema or by another encoder, and
-    DataError for one that cannot be read or when there are no rows at all.
+    Raises DataError naming the file when one cannot be read.
     """
-    builds: list[Build] = []
-    groups: list[_RowGroup] = []
-    for name in names:
-        path = directory / name if versions is None else directory / name / versions[name]
-        day = resolve(path, kind="day")
-        _require_lineage(day, encoder)
-        found = [
-            group
-            for file in sorted(day.path.glob("part-*.parquet"))
-            for group in _row_groups(file, encoder.schema)
-        ]
-        rows = sum(group.rows for group in found)
-        if rows != day.metadata["rows"]:
-            raise DataError(
-                f"{day.path}: holds {rows} rows, its manifest says {day.metadata['rows']}; build it again"
-            )
-        builds.append(Build(name, day.version, rows))
-        groups += [group for group in found if group.rows]
-    if not groups:
-        raise DataError(
-            f"{directory}: {', '.join(names)} hold no rows; build days with rows, or name others"
-        )
-    return Days(encoder.schema, tuple(builds), tuple(groups))
+    return prefetched(_in_order(days, batch_size, rank, world_size))
 
 
 def prefetched(items: Iterator[T], *, depth: int = _PREFETCHED_BATCHES) -> Generator[T, None, None]:
     """The same items, made up to `depth` ahead by one background thread, which ends when the iterator is closed."""
     return _Prefetch(items, depth).run()
+
+
+def _in_order(days: Days, batch_size: int, rank: int, world_size: int) -> Iterator[EncodedBatch]:
+    columns = encoded_arrow(days.schema).names
+    number = 0
+    for group in days.groups:
+        table = read_rows((group,), columns)
+        for start in range(0, group.rows, batch_size):
+            if number % world_size == rank:
+                encoded = table.slice(start, batch_size)
+                yield EncodedBatch(encoded, from_encoded(encoded, days.schema))
+            number += 1
 
 
 @dataclass(frozen=True)
@@ -335,59 +250,3 @@ class _Prefetch(Generic[T]):
 def _training_columns(schema: Schema) -> list[str]:
     kept = {kept_column(name) for name in schema.keys.kept}
     return [name for name in encoded_arrow(schema).names if name not in kept]
-
-
-def _require_lineage(day: Published, encoder: Encoder) -> None:
-    found = day.metadata
-    if found["data_digest"] != encoder.schema.data_digest:
-        raise ArtifactError(
-            f"{day.path}: encoded for another schema (data digest {found['data_digest'][:12]}, the schema has "
-            f"{encoder.schema.data_digest[:12]}); build the day again with this schema"
-        )
-    if not encoder.accepts(found["encoder_digest"]):
-        raise ArtifactError(
-            f"{day.path}: encoded by encoder {found['encoder_digest'][:12]}, which {encoder.digest[:12]} does not "
-            "extend; build the day again with this encoder, or name the one it was built with"
-        )
-
-
-def _row_groups(file: Path, schema: Schema) -> list[_RowGroup]:
-    try:
-        with pq.ParquetFile(file) as parquet:
-            found, metadata = parquet.schema_arrow, parquet.metadata
-            groups = [
-                _RowGroup(file, index, metadata.row_group(index).num_rows)
-                for index in range(metadata.num_row_groups)
-            ]
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(
-            f"{file}: not a readable Parquet file ({_first_line(error)}); build the day again"
-        ) from error
-    for field in encoded_arrow(schema):
-        if field.name not in found.names:
-            raise DataError(f"{file}: column {field.name!r} is missing; build the day again")
-        if found.field(field.name).type != field.type:
-            raise DataError(
-                f"{file}: column {field.name!r} is {found.field(field.name).type}, the schema says {field.type}; "
-                "build the day again"
-            )
-    return groups
-
-
-def _read(groups: tuple[_RowGroup, ...], columns: list[str]) -> pa.Table:
-    """The named columns of row groups, one chunk a column."""
-    tables: list[pa.Table] = []
-    for file in dict.fromkeys(group.file for group in groups):
-        indices = [group.index for group in groups if group.file == file]
-        try:
-            with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
-                tables.append(parquet.read_row_groups(indices, columns=columns))
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(
-                f"{file}: cannot be read ({_first_line(error)}); build the day again"
-            ) from error
-    return pa.concat_tables(tables).combine_chunks().select(columns)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -116,7 +116,9 @@ def create_run(path: Path, experiment: Experiment) -> RunDirectory:
             shutil.rmtree(path)
         draft.rename(path)
     except OSError as error:
-        raise ArtifactError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+        raise ArtifactError(
+            f"{path}: cannot be written ({error.strerror}); choose another place"
+        ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return open_run(path)
@@ -125,16 +127,24 @@ def create_run(path: Path, experiment: Experiment) -> RunDirectory:
 def open_run(path: Path) -> RunDirectory:
     """The run directory at a path. Raises ArtifactError when there is none or its files do not fit each other."""
     if not (path / _EXPERIMENT).is_file():
-        raise ArtifactError(f"{path}: holds no run (no {_EXPERIMENT}); check the path, or train first")
+        raise ArtifactError(
+            f"{path}: holds no run (no {_EXPERIMENT}); check the path, or train first"
+        )
     experiment = load_experiment(path / _EXPERIMENT)
     try:
-        schema = parse_schema((path / _SCHEMA).read_text(encoding="utf-8"), where=str(path / _SCHEMA))
+        schema = parse_schema(
+            (path / _SCHEMA).read_text(encoding="utf-8"), where=str(path / _SCHEMA)
+        )
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path / _SCHEMA}: cannot be read ({error}); train again") from error
-    return RunDirectory(path, experiment, schema, _encoder_for(read_encoder(path / _ENCODER), schema, experiment))
+    return RunDirectory(
+        path, experiment, schema, _encoder_for(read_encoder(path / _ENCODER), schema, experiment)
+    )
 
 
-def load_run(path: Path, *, checkpoint: str = BEST, device: torch.device | str = "cpu") -> TrainedRun:
+def load_run(
+    path: Path, *, checkpoint: str = BEST, device: torch.device | str = "cpu"
+) -> TrainedRun:
     """The trained model of a run at BEST, at CURRENT, or at a checkpoint's version name, on a device.
 
     Raises ArtifactError when the run or checkpoint is missing, damaged or of another schema or encoder.
@@ -150,7 +160,9 @@ def load_run(path: Path, *, checkpoint: str = BEST, device: torch.device | str =
 def new_model(directory: RunDirectory, device: torch.device | str) -> RankingModel:
     """The run's model as it is before the first step."""
     experiment = directory.experiment
-    return build_model(directory.schema, experiment.model, seed=experiment.train.seed, device=device)
+    return build_model(
+        directory.schema, experiment.model, seed=experiment.train.seed, device=device
+    )
 
 
 def resolve_checkpoint(directory: RunDirectory, checkpoint: str) -> Published:
@@ -208,7 +220,9 @@ def choose_device(name: str) -> torch.device:
     """The device that `train.device` names; `auto` is the GPU where torch can use one. Raises ConfigError."""
     usable = torch.cuda.is_available()
     if name == "cuda" and not usable:
-        raise ConfigError('train.device is "cuda", but torch can use no GPU here; say "auto" or "cpu"')
+        raise ConfigError(
+            'train.device is "cuda", but torch can use no GPU here; say "auto" or "cpu"'
+        )
     return torch.device("cuda" if usable and name != "cpu" else "cpu")
 
 
@@ -218,7 +232,9 @@ def _require_free(path: Path) -> None:
     if not (path / _EXPERIMENT).is_file():
         raise ArtifactError(f"{path}: holds other files; choose another directory for the run")
     if (path / _METRICS).exists():
-        raise ArtifactError(f"{path}: holds a run already; resume it, choose another directory, or remove it")
+        raise ArtifactError(
+            f"{path}: holds a run already; resume it, choose another directory, or remove it"
+        )
 
 
 def _encoder_for(encoder: Encoder, schema: Schema, experiment: Experiment) -> Encoder:
@@ -229,4 +245,3 @@ def _encoder_for(encoder: Encoder, schema: Schema, experiment: Experiment) -> En
             f"{experiment.schema_file} has {schema.data_digest[:12]}); fit it again and build the days again"
         )
     return replace(encoder, schema=schema)
-

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from recsys.days import Days, open_days
 from recsys.errors import ConfigError
 from recsys.evaluation.metrics import evaluate_tasks
 from recsys.evaluation.outcomes import OutcomeAccumulator, Outcomes
 from recsys.experiment import Experiment, day_names
-from recsys.feed import Days, EncodedBatch, open_days
+from recsys.feed import EncodedBatch, in_order
 from recsys.layout import kept_column
 from recsys.models import RankingModel
 from recsys.predictions import PredictionWriter
@@ -73,9 +74,14 @@ def evaluate(
     trained = load_run(run, checkpoint=checkpoint, device=choose_device(experiment.train.device))
     names = day_names(days) if days is not None else experiment.data.test
     if names is None:
-        raise ConfigError(f"{run}: the experiment names no test days; add data.test, or name days to evaluate")
+        raise ConfigError(
+            f"{run}: the experiment names no test days; add data.test, or name days to evaluate"
+        )
     opened = open_days(experiment.data.directory, names, encoder=trained.encoder)
-    metadata = trained.directory.digests | {"checkpoint": trained.checkpoint.version, "days": list(names)}
+    metadata = trained.directory.digests | {
+        "checkpoint": trained.checkpoint.version,
+        "days": list(names),
+    }
     with publication(report_root, kind=KIND, metadata=metadata) as draft:
         outcomes = _write_predictions(trained, opened, draft.path / PREDICTIONS)
         report = _report(trained, opened, outcomes)
@@ -101,7 +107,7 @@ def score_days(model: RankingModel, days: Days, *, batch_size: int) -> Iterator[
     was_training = model.training
     model.eval()
     try:
-        with closing(days.in_order(batch_size=batch_size)) as batches:
+        with closing(in_order(days, batch_size=batch_size)) as batches:
             for rows in batches:
                 # Not inference_mode: fbgemm's CPU lookup exists as an autograd kernel alone.
                 with torch.no_grad():
@@ -131,7 +137,8 @@ def _add(gathered: OutcomeAccumulator, scored: ScoredBatch, references: Mapping[
         groups_B=batch.groups_B.numpy(),
         # A null becomes NaN, which the metrics refuse by name.
         references={
-            task: encoded.column(kept_column(column)).to_numpy() for task, column in references.items()
+            task: encoded.column(kept_column(column)).to_numpy()
+            for task, column in references.items()
         },
     )
 
@@ -144,7 +151,9 @@ def _report(trained: TrainedRun, days: Days, outcomes: Outcomes) -> Report:
         data_digest=trained.schema.data_digest,
         model_digest=trained.schema.model_digest,
         encoder_digest=trained.encoder.digest,
-        days=tuple(EvaluatedDay(day=item.day, build=item.version, rows=item.rows) for item in days.builds),
+        days=tuple(
+            EvaluatedDay(day=item.day, build=item.version, rows=item.rows) for item in days.builds
+        ),
         rows=days.rows,
         references=experiment.evaluation.reference,
         entries=evaluate_tasks(outcomes, trained.schema.tasks),

@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recsys.days import Build
 from recsys.errors import ArtifactError
-from recsys.feed import Build, Position
+from recsys.feed import Position
 from recsys.models import RankingModel
 from recsys.publish import CURRENT, Published, point, prune, publication, read_version, versions
 from recsys.run import (

@@ -48,7 +48,10 @@ class Journal:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -93,7 +96,9 @@ class _Bar:
         self._bar: Any = tqdm(total=total_steps, initial=start, unit="step", desc="train")
 
     def update(self, step: int, loss: float, samples_per_second: float) -> None:
-        self._bar.set_postfix_str(f"loss {loss:.4f}, {samples_per_second:,.0f} rows/s", refresh=False)
+        self._bar.set_postfix_str(
+            f"loss {loss:.4f}, {samples_per_second:,.0f} rows/s", refresh=False
+        )
         self._bar.update(step - self._bar.n)
 
     def close(self) -> None:
@@ -106,7 +111,11 @@ class _Lines:
 
     def update(self, step: int, loss: float, samples_per_second: float) -> None:
         logger.info(
-            "train step=%d/%d loss=%.5f rows_per_second=%.0f", step, self._total_steps, loss, samples_per_second
+            "train step=%d/%d loss=%.5f rows_per_second=%.0f",
+            step,
+            self._total_steps,
+            loss,
+            samples_per_second,
         )
 
     def close(self) -> None:
@@ -142,5 +151,9 @@ def _numbers(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, f
     for name, value in tree.items():
         if isinstance(value, Mapping):
             yield from _numbers(value, f"{prefix}{name}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool) and name not in ("step", "epoch"):
+        elif (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and name not in ("step", "epoch")
+        ):
             yield f"{prefix}{name}", float(value)

@@ -27,21 +27,29 @@ class Criterion:
         by_name = {entry.name: entry for entry in entries}
         if self.metric == MEAN_AUC:
             values = [
-                entry.auc for entry in by_name.values() if isinstance(entry, BinaryMetrics) and entry.given is None
+                entry.auc
+                for entry in by_name.values()
+                if isinstance(entry, BinaryMetrics) and entry.given is None
             ]
             return self._mean(values, by_name)
         if self.metric == MEAN_NEGATIVE_MSE:
-            errors = [entry.rmse for entry in by_name.values() if not isinstance(entry, BinaryMetrics)]
+            errors = [
+                entry.rmse for entry in by_name.values() if not isinstance(entry, BinaryMetrics)
+            ]
             return self._mean([None if error is None else -(error**2) for error in errors], by_name)
         name, _, field = self.metric.rpartition(".")
         value = numbers_of(by_name[name])[field]
-        return self._mean([-value if value is not None and field in _LOWER_IS_BETTER else value], by_name)
+        return self._mean(
+            [-value if value is not None and field in _LOWER_IS_BETTER else value], by_name
+        )
 
     def _mean(self, values: Sequence[float | None], by_name: Mapping[str, Entry]) -> float:
         """The mean over defined values: a task without both classes in validation cannot choose a checkpoint."""
         defined = [value for value in values if value is not None]
         if not defined:
-            notes = "; ".join(f"{name}: {entry.note}" for name, entry in by_name.items() if entry.note)
+            notes = "; ".join(
+                f"{name}: {entry.note}" for name, entry in by_name.items() if entry.note
+            )
             raise DataError(
                 f"validation: {self.metric} is undefined ({notes}); name other validation days or another train.metric"
             )
@@ -64,7 +72,9 @@ def criterion_for(schema: Schema, metric: str | None) -> Criterion:
         entries = [name] if task.given is None else [name, entry_name(name, task.given)]
         known += [f"{entry}.{field}" for entry in entries for field in fields]
     if metric not in known:
-        raise ConfigError(f"train.metric: unknown {metric!r}{nearest(metric, known)}; known: {', '.join(known)}")
+        raise ConfigError(
+            f"train.metric: unknown {metric!r}{nearest(metric, known)}; known: {', '.join(known)}"
+        )
     return Criterion(metric)
 
 

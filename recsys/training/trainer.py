@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 
 from recsys.batch import Batch
+from recsys.days import Build, Days, open_days
 from recsys.errors import ConfigError, TrainingError
 from recsys.evaluation.evaluate import outcomes_of
 from recsys.evaluation.metrics import evaluate_tasks
 from recsys.experiment import Experiment, load_experiment
-from recsys.feed import START, Build, Feed, open_days
+from recsys.feed import START, Feed
 from recsys.models.precision import use_fast_float32
 from recsys.run import RunDirectory, choose_device, create_run, new_model, open_run
 from recsys.training.checkpoint import Progress, mark_best, read_progress, restore, save_checkpoint
@@ -52,7 +53,9 @@ class FinishedRun:
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
-        return {name: str(item) if isinstance(item, Path) else item for name, item in vars(self).items()}
+        return {
+            name: str(item) if isinstance(item, Path) else item for name, item in vars(self).items()
+        }
 
     def render(self) -> str:
         lines = [
@@ -60,7 +63,9 @@ class FinishedRun:
             f"({self.metric} {self.score:.5f} on validation)"
         ]
         for name, numbers in self.validation.items():
-            shown = ", ".join(f"{key} {value:.4f}" for key, value in numbers.items() if value is not None)
+            shown = ", ".join(
+                f"{key} {value:.4f}" for key, value in numbers.items() if value is not None
+            )
             lines.append(f"  {name}: {shown}")
         return "\n".join([*lines, f"run: {self.path}"])
 
@@ -93,7 +98,9 @@ class Training:
         found = read_progress(run)
         pinned = found[1] if found is not None else None
         self.train_days = self._days(experiment.data.train, pinned.train if pinned else None)
-        self.validation_days = self._days(experiment.data.validation, pinned.validation if pinned else None)
+        self.validation_days = self._days(
+            experiment.data.validation, pinned.validation if pinned else None
+        )
         self.feed = Feed(
             self.train_days,
             batch_size=experiment.data.batch_size,
@@ -128,7 +135,9 @@ class Training:
             self.device.type, torch.bfloat16, enabled=self.run.experiment.train.precision == "bf16"
         ):
             logits_BT = self.model(on_device)
-        loss: Loss = self.objective(logits_BT, on_device.labels_BT, on_device.observed_BT, on_device.weights_B)
+        loss: Loss = self.objective(
+            logits_BT, on_device.labels_BT, on_device.observed_BT, on_device.weights_B
+        )
         loss.total.backward()  # type: ignore[no-untyped-call]
         norm = self.optimizer.after_backward(self.step)
         # One look at the device a step: a sum is finite only if both terms are.
@@ -154,10 +163,12 @@ class Training:
         }
 
     def save(self) -> None:
-        progress = Progress(self.step, self.position, self.train_days.builds, self.validation_days.builds)
+        progress = Progress(
+            self.step, self.position, self.train_days.builds, self.validation_days.builds
+        )
         save_checkpoint(self.run, self.model, self.optimizer.dense, progress)
 
-    def _days(self, names: Sequence[str], builds: Sequence[Build] | None) -> Any:
+    def _days(self, names: Sequence[str], builds: Sequence[Build] | None) -> Days:
         versions = None if builds is None else {build.day: build.version for build in builds}
         directory = self.run.experiment.data.directory
         return open_days(directory, names, encoder=self.run.encoder, versions=versions)
@@ -231,7 +242,9 @@ def _loop(training: Training, journal: Journal) -> None:
     window = _Window()
     progress = progress_to(training.total_steps, start=training.step)
     with closing(training.feed.batches(training.position)) as batches, closing(progress):
-        while training.step < training.total_steps and not _out_of_patience(records, settings.patience):
+        while training.step < training.total_steps and not _out_of_patience(
+            records, settings.patience
+        ):
             batch = next(batches).batch
             window.add(training.advance(batch), batch.rows)
             evaluates = _evaluation_is_due(training)
@@ -268,7 +281,9 @@ def _finished(training: Training, journal: Journal, *, seconds: float) -> Finish
     records = journal.validations()
     best = best_record(records)
     assert best is not None, "a finished training has been evaluated"
-    version = mark_best(training.run, best["step"], keep=training.run.experiment.train.keep_checkpoints)
+    version = mark_best(
+        training.run, best["step"], keep=training.run.experiment.train.keep_checkpoints
+    )
     assert version is not None, f"the best checkpoint, of step {best['step']}, is gone"
     return FinishedRun(
         training.run.path,
@@ -303,7 +318,9 @@ def _require_same(run: RunDirectory, asked: Experiment) -> None:
             f"{asked.schema_file}: is not the schema that {run.path} was started with; "
             "restore it, or train a new run in another directory"
         )
-    differences = run.experiment.differences(asked.model_copy(update={"schema_file": run.experiment.schema_file}))
+    differences = run.experiment.differences(
+        asked.model_copy(update={"schema_file": run.experiment.schema_file})
+    )
     if differences:
         raise ConfigError(
             f"{run.path}: was started with another experiment ({'; '.join(differences[:3])}); "

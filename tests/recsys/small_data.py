@@ -49,11 +49,11 @@ user_id = { kind = "categorical", table = "user", side = "user" }
 item_id = { kind = "categorical", table = "item" }
 tags = { kind = "multi_valued", table = "tag" }
 price = { kind = "numeric", transform = "log1p" }
-price_bucket = { kind = "bucket", column = "price", buckets = 4, dim = 2 }
+price_bucket = { kind = "bucket", column = "price", buckets = 4, dim = 4 }
 
 [sequences.seen]
 item = { table = "item" }
-age = { kind = "time_gap", buckets = 8, dim = 2 }
+age = { kind = "time_gap", buckets = 8, dim = 4 }
 max_length = 5
 target = { item = "item_id" }
 

@@ -84,7 +84,9 @@ def test_the_json_of_a_run_reads_back_equal_and_moves_with_its_data(tmp_path: Pa
     home = tmp_path / "home"
     (home / "run").mkdir(parents=True)
     experiment = load_experiment(written(home))
-    (home / "run" / "experiment.json").write_text(experiment.to_json(home / "run"), encoding="utf-8")
+    (home / "run" / "experiment.json").write_text(
+        experiment.to_json(home / "run"), encoding="utf-8"
+    )
     assert load_experiment(home / "run" / "experiment.json") == experiment
     os.rename(home, tmp_path / "moved")
     moved = load_experiment(tmp_path / "moved" / "run" / "experiment.json")
@@ -93,7 +95,9 @@ def test_the_json_of_a_run_reads_back_equal_and_moves_with_its_data(tmp_path: Pa
 
 
 def test_differences_name_keys_and_values(tmp_path: Path) -> None:
-    one, other = (load_experiment(written(tmp_path), overrides=[f"train.seed={seed}"]) for seed in (0, 1))
+    one, other = (
+        load_experiment(written(tmp_path), overrides=[f"train.seed={seed}"]) for seed in (0, 1)
+    )
     assert one.differences(one) == ()
     assert one.differences(other) == ("train.seed: 0, not 1",)
 
@@ -112,13 +116,19 @@ def test_differences_name_keys_and_values(tmp_path: Path) -> None:
         ('"2026-02-04", "holdout"', "", "names no day"),
         ('"2026-02-04", "holdout"', '"a", "a"', "names a day twice"),
         ('"2026-02-04", "holdout"', '"../a"', "is not the name of a day"),
-        ('validation = "2026-02-03"', 'validation = "2026-02-01"', "validation and train both name '2026-02-01'"),
+        (
+            'validation = "2026-02-03"',
+            'validation = "2026-02-01"',
+            "validation and train both name '2026-02-01'",
+        ),
         ("purchase = 2.0", "purchse = 2.0", "no task 'purchse'"),
         ("purchase = 2.0", "click = 0.0, purchase = 0.0, watch = 0.0", "every task weighs 0"),
         ("purchase = 2.0", "purchase = -1.0", "objective.weights.purchase"),
     ],
 )
-def test_a_mistake_is_one_sentence_with_its_path(tmp_path: Path, old: str, new: str, message: str) -> None:
+def test_a_mistake_is_one_sentence_with_its_path(
+    tmp_path: Path, old: str, new: str, message: str
+) -> None:
     assert old in TOML
     found = refused(tmp_path, TOML.replace(old, new))
     assert message in found
@@ -134,7 +144,9 @@ def test_a_mistake_is_one_sentence_with_its_path(tmp_path: Path, old: str, new: 
         ("clik = 'clicked_oracle'", "no task 'clik'"),
     ],
 )
-def test_a_reference_must_be_a_kept_probability_of_a_binary_task(tmp_path: Path, reference: str, message: str) -> None:
+def test_a_reference_must_be_a_kept_probability_of_a_binary_task(
+    tmp_path: Path, reference: str, message: str
+) -> None:
     assert message in refused(tmp_path, f"{TOML}\n[evaluation]\nreference = {{ {reference} }}\n")
 
 

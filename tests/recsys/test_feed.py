@@ -8,13 +8,15 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 
+from recsys.days import open_days
 from recsys.encode import Encoder
 from recsys.errors import ArtifactError, DataError
-from recsys.feed import Feed, PlacedBatch, Position, open_days, prefetched
+from recsys.feed import Feed, PlacedBatch, Position, in_order, prefetched
 from recsys.schema import Schema
 from tests.recsys.small_data import SCHEMA_TOML, SmallData, raw_rows, small_data
 
@@ -108,7 +110,7 @@ def test_ranks_share_the_rows_of_every_batch(data: SmallData, world_size: int) -
 
 def test_in_order_gives_all_rows_as_stored_with_their_kept_columns(data: SmallData) -> None:
     days = open_days(data.directory, DAYS, encoder=data.encoder)
-    batches = list(days.in_order(batch_size=40))
+    batches = list(in_order(days, batch_size=40))
     keys = [key for item in batches for key in item.batch.row_key_B.tolist()]
     assert keys == [*range(300), *range(1_000_000, 1_000_250)]
     oracle = [
@@ -124,7 +126,7 @@ def test_in_order_gives_all_rows_as_stored_with_their_kept_columns(data: SmallDa
 
 def test_in_order_ranks_take_turns(data: SmallData) -> None:
     days = open_days(data.directory, DAYS, encoder=data.encoder)
-    ranked = [list(days.in_order(batch_size=40, rank=rank, world_size=2)) for rank in range(2)]
+    ranked = [list(in_order(days, batch_size=40, rank=rank, world_size=2)) for rank in range(2)]
     keys = [key for batches in ranked for item in batches for key in item.batch.row_key_B.tolist()]
     assert len(keys) == ROWS
     assert len(set(keys)) == ROWS
@@ -181,7 +183,7 @@ def test_a_flipped_byte_is_a_data_error_that_names_the_file(tmp_path: Path) -> N
     content[200] ^= 0xFF
     file.write_bytes(content)
     with pytest.raises(DataError, match=r"part-00000\.parquet: cannot be read"):
-        list(days.in_order(batch_size=50))
+        list(in_order(days, batch_size=50))
     with pytest.raises(DataError, match=r"part-00000\.parquet: cannot be read"):
         epoch_of(Feed(days, batch_size=50, seed=0))
 
@@ -213,6 +215,15 @@ def test_a_day_without_a_column_or_with_another_type_is_refused(tmp_path: Path) 
     )
     with pytest.raises(DataError, match="column 'weight' is double, the schema says float"):
         open_days(data.directory, ["odd"], encoder=data.encoder)
+
+
+def test_label_means_are_weighted_and_over_observed_rows(data: SmallData) -> None:
+    raw = raw_rows(300, seed=0)
+    weights, clicked = raw.column("importance").to_numpy(), raw.column("clicked").to_numpy()
+    seconds = raw.column("seconds").to_numpy()
+    means = open_days(data.directory, DAYS[:1], encoder=data.encoder).label_means()
+    assert means["click"] == pytest.approx(np.average(clicked, weights=weights))
+    assert means["watch"] == pytest.approx(np.average(seconds, weights=weights * clicked))
 
 
 def test_closing_an_iterator_ends_its_thread(data: SmallData) -> None:

@@ -12,7 +12,12 @@ from tests.recsys.small_data import small_schema
 
 
 def loss_by_definition(
-    logits: Tensor, labels: Tensor, observed: Tensor, weights: Tensor, *, regressions: tuple[bool, ...]
+    logits: Tensor,
+    labels: Tensor,
+    observed: Tensor,
+    weights: Tensor,
+    *,
+    regressions: tuple[bool, ...],
 ) -> list[float]:
     found = []
     for t, regression in enumerate(regressions):
@@ -29,7 +34,9 @@ def loss_by_definition(
     return found
 
 
-@pytest.mark.parametrize("regressions", [(False, False, True), (False,) * 3, (True,) * 3, (True, False, False)])
+@pytest.mark.parametrize(
+    "regressions", [(False, False, True), (False,) * 3, (True,) * 3, (True, False, False)]
+)
 def test_loss_equals_its_definition(regressions: tuple[bool, ...]) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(50, 3, generator=generator)
@@ -39,7 +46,9 @@ def test_loss_equals_its_definition(regressions: tuple[bool, ...]) -> None:
     loss = Objective((1.0, 2.0, 0.5), regressions=regressions)(logits, labels, observed, weights)
     expected = loss_by_definition(logits, labels, observed, weights, regressions=regressions)
     assert loss.by_task_T.tolist() == pytest.approx(expected, rel=1e-5)
-    assert float(loss.total) == pytest.approx(expected[0] + 2 * expected[1] + 0.5 * expected[2], rel=1e-5)
+    assert float(loss.total) == pytest.approx(
+        expected[0] + 2 * expected[1] + 0.5 * expected[2], rel=1e-5
+    )
 
 
 def test_the_denominator_is_each_tasks_own_weight_and_at_least_one() -> None:
@@ -54,7 +63,9 @@ def test_the_denominator_is_each_tasks_own_weight_and_at_least_one() -> None:
 def test_a_task_that_is_nowhere_observed_contributes_neither_loss_nor_gradient() -> None:
     logits = torch.zeros(3, 2, requires_grad=True)
     observed = torch.tensor([[True, False]] * 3)
-    loss = Objective((1.0, 1.0), regressions=(False, False))(logits, torch.ones(3, 2), observed, torch.ones(3))
+    loss = Objective((1.0, 1.0), regressions=(False, False))(
+        logits, torch.ones(3, 2), observed, torch.ones(3)
+    )
     loss.total.backward()
     assert loss.by_task_T[1] == 0
     assert logits.grad is not None
@@ -65,7 +76,9 @@ def test_a_task_that_is_nowhere_observed_contributes_neither_loss_nor_gradient()
 def test_a_large_binary_logit_beside_a_regression_keeps_its_gradient_finite() -> None:
     logits = torch.tensor([[1e30, 1.0]], requires_grad=True)
     objective = Objective((1.0, 1.0), regressions=(False, True))
-    objective(logits, torch.ones(1, 2), torch.ones(1, 2, dtype=torch.bool), torch.ones(1)).total.backward()
+    objective(
+        logits, torch.ones(1, 2), torch.ones(1, 2, dtype=torch.bool), torch.ones(1)
+    ).total.backward()
     assert logits.grad is not None
     assert torch.isfinite(logits.grad).all()
 
@@ -73,7 +86,9 @@ def test_a_large_binary_logit_beside_a_regression_keeps_its_gradient_finite() ->
 def test_loss_of_bf16_logits_is_computed_in_float32() -> None:
     logits = torch.randn(8, 1).bfloat16()
     observed = torch.ones(8, 1, dtype=torch.bool)
-    loss = Objective((1.0,), regressions=(False,))(logits, torch.zeros(8, 1), observed, torch.ones(8))
+    loss = Objective((1.0,), regressions=(False,))(
+        logits, torch.zeros(8, 1), observed, torch.ones(8)
+    )
     assert loss.total.dtype == torch.float32
 
 

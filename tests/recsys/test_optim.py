@@ -1,5 +1,7 @@
 """The schedule's shape, and the dense optimizer against torch's own."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -14,7 +16,7 @@ def test_warm_up_rises_to_one_and_decay_falls_to_the_final_fraction() -> None:
     assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
     assert factors[4] == 1.0
     assert factors[13] == pytest.approx(0.1)
-    steps = [later - earlier for earlier, later in zip(factors[4:], factors[5:], strict=False)]
+    steps = [later - earlier for earlier, later in pairwise(factors[4:])]
     assert steps == pytest.approx([-0.1] * 9)
 
 
@@ -45,7 +47,9 @@ def test_steps_equal_torchs_adamw_with_clipped_gradients() -> None:
     optimizer = DenseOptimizer(ours.named_parameters(), config)
     weights = [item for item in theirs.parameters() if item.ndim == 2]
     biases = [item for item in theirs.parameters() if item.ndim == 1]
-    reference = torch.optim.AdamW([{"params": weights, "weight_decay": 0.1}, {"params": biases, "weight_decay": 0.0}])
+    reference = torch.optim.AdamW(
+        [{"params": weights, "weight_decay": 0.1}, {"params": biases, "weight_decay": 0.0}]
+    )
     for step in range(5):
         rate = 1e-2 / (step + 1)
         backward(ours, step, scale=100.0)
@@ -90,4 +94,6 @@ def test_tables_and_dense_parameters_follow_one_schedule() -> None:
     for step in range(5):
         optimizer.before_backward(step)
     assert seen == pytest.approx([0.1, 0.2, 0.2, 0.1, 0.0])
-    assert [optimizer.dense_lr(step) for step in range(5)] == pytest.approx([0.05, 0.1, 0.1, 0.05, 0.0])
+    assert [optimizer.dense_lr(step) for step in range(5)] == pytest.approx(
+        [0.05, 0.1, 0.1, 0.05, 0.0]
+    )

@@ -1,0 +1,157 @@
+"""Published days: which builds are read, whether they fit the encoder, and their rows by row group."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recsys.encode import Encoder
+from recsys.errors import ArtifactError, DataError
+from recsys.layout import encoded_arrow, label_column, observed_column
+from recsys.publish import Published, resolve
+from recsys.schema import Schema
+
+
+@dataclass(frozen=True)
+class Build:
+    """The version of a day that is read; what a checkpoint records of its data."""
+
+    day: str
+    version: str
+    rows: int
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    file: Path
+    index: int
+    rows: int
+
+
+class Days:
+    """The rows of some days: their builds, resolved once, and their row groups. See `open_days`."""
+
+    def __init__(
+        self, schema: Schema, builds: tuple[Build, ...], groups: tuple[RowGroup, ...]
+    ) -> None:
+        self.schema = schema
+        self.builds = builds
+        self.groups = groups
+        self.rows = sum(group.rows for group in groups)
+
+    def label_means(self, *, up_to_rows: int = 1_000_000) -> dict[str, float]:
+        """Each task's mean label by sample weight over its observed rows among the first ones; 0 if it has none."""
+        tasks = self.schema.task_names
+        columns = [
+            "weight",
+            *(name for task in tasks for name in (label_column(task), observed_column(task))),
+        ]
+        sums, weights = dict.fromkeys(tasks, 0.0), dict.fromkeys(tasks, 0.0)
+        rows = 0
+        for group in self.groups:
+            table = read_rows((group,), columns)
+            weight_B = table.column("weight").to_numpy().astype(np.float64)
+            for task in tasks:
+                used_B = weight_B * table.column(observed_column(task)).to_numpy()
+                weights[task] += float(used_B.sum())
+                sums[task] += float(used_B @ table.column(label_column(task)).to_numpy())
+            rows += group.rows
+            if rows >= up_to_rows:
+                break
+        return {task: sums[task] / weights[task] if weights[task] else 0.0 for task in tasks}
+
+
+def open_days(
+    directory: Path,
+    names: Sequence[str],
+    *,
+    encoder: Encoder,
+    versions: Mapping[str, str] | None = None,
+) -> Days:
+    """The named days under a directory, each resolved to its current build, or to the version given for it.
+
+    Raises ArtifactError for a day that is missing, damaged or encoded for another schema or by another encoder, and
+    DataError for one that cannot be read or when there are no rows at all.
+    """
+    builds: list[Build] = []
+    groups: list[RowGroup] = []
+    for name in names:
+        path = directory / name if versions is None else directory / name / versions[name]
+        day = resolve(path, kind="day")
+        _require_lineage(day, encoder)
+        found = [
+            group
+            for file in sorted(day.path.glob("part-*.parquet"))
+            for group in _row_groups(file, encoder.schema)
+        ]
+        rows = sum(group.rows for group in found)
+        if rows != day.metadata["rows"]:
+            raise DataError(
+                f"{day.path}: holds {rows} rows, its manifest says {day.metadata['rows']}; build it again"
+            )
+        builds.append(Build(name, day.version, rows))
+        groups += [group for group in found if group.rows]
+    if not groups:
+        raise DataError(
+            f"{directory}: {', '.join(names)} hold no rows; build days with rows, or name others"
+        )
+    return Days(encoder.schema, tuple(builds), tuple(groups))
+
+
+def read_rows(groups: tuple[RowGroup, ...], columns: list[str]) -> pa.Table:
+    """The named columns of row groups, one chunk a column."""
+    tables: list[pa.Table] = []
+    for file in dict.fromkeys(group.file for group in groups):
+        indices = [group.index for group in groups if group.file == file]
+        try:
+            with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+                tables.append(parquet.read_row_groups(indices, columns=columns))
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(
+                f"{file}: cannot be read ({_first_line(error)}); build the day again"
+            ) from error
+    return pa.concat_tables(tables).combine_chunks().select(columns)
+
+
+def _require_lineage(day: Published, encoder: Encoder) -> None:
+    found = day.metadata
+    if found["data_digest"] != encoder.schema.data_digest:
+        raise ArtifactError(
+            f"{day.path}: encoded for another schema (data digest {found['data_digest'][:12]}, the schema has "
+            f"{encoder.schema.data_digest[:12]}); build the day again with this schema"
+        )
+    if not encoder.accepts(found["encoder_digest"]):
+        raise ArtifactError(
+            f"{day.path}: encoded by encoder {found['encoder_digest'][:12]}, which {encoder.digest[:12]} does not "
+            "extend; build the day again with this encoder, or name the one it was built with"
+        )
+
+
+def _row_groups(file: Path, schema: Schema) -> list[RowGroup]:
+    try:
+        with pq.ParquetFile(file) as parquet:
+            found, metadata = parquet.schema_arrow, parquet.metadata
+            groups = [
+                RowGroup(file, index, metadata.row_group(index).num_rows)
+                for index in range(metadata.num_row_groups)
+            ]
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(
+            f"{file}: not a readable Parquet file ({_first_line(error)}); build the day again"
+        ) from error
+    for field in encoded_arrow(schema):
+        if field.name not in found.names:
+            raise DataError(f"{file}: column {field.name!r} is missing; build the day again")
+        if found.field(field.name).type != field.type:
+            raise DataError(
+                f"{file}: column {field.name!r} is {found.field(field.name).type}, the schema says {field.type}; "
+                "build the day again"
+            )
+    return groups
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
