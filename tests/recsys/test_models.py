@@ -14,11 +14,13 @@ from recsys.models import ModelConfig, build_model, input_layout
 from recsys.models.bottoms.flat import Flat
 from recsys.models.experts import ExpertBank, Form, Gates, mix
 from recsys.models.heads import Towers
-from recsys.models.inputs import Blocks
+from recsys.models.inputs import Blocks, Columns
 from recsys.models.mixing.mmoe import MMoE
 from recsys.models.mixing.shared_bottom import SharedBottom
 from recsys.models.precision import use_fast_float32
 from recsys.models.probe import Probe
+from recsys.schema import Schema
+from tests import samples
 from tests.contract.cases import batch, blocks
 from tests.recsys.small_data import small_schema
 
@@ -272,6 +274,19 @@ def test_the_layout_says_where_each_feature_lies() -> None:
     assert inputs_.user_UI.shape[1] == layout.user_width
     assert inputs_.candidate_NI.shape[1] == layout.candidate_width
     assert inputs_.tokens["seen"].shape[2] == layout.sequences["seen"].width
+
+
+@pytest.mark.parametrize("schema", [small_schema(), samples.parse()])
+def test_columns_of_a_block_leave_no_gap(schema: Schema) -> None:
+    layout = input_layout(schema)
+    rows: list[tuple[dict[str, Columns], int]] = [
+        (layout.user, layout.user_width),
+        (layout.candidate, layout.candidate_width),
+        *((item.tokens, item.width) for item in layout.sequences.values()),
+    ]
+    for columns, width in rows:
+        order = torch.cat([item.of(torch.arange(width)) for item in columns.values()])
+        assert order.tolist() == list(range(width))
 
 
 def test_users_are_repeated_for_their_rows() -> None:
