@@ -26,33 +26,43 @@ app = typer.Typer(
 )
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Pipeline = Annotated[Path, typer.Argument(help="pipeline.toml: how raw files become rows.", show_default=False)]
+Pipeline = Annotated[
+    Path, typer.Argument(help="pipeline.toml: how raw files become rows.", show_default=False)
+]
 RunDirectory = Annotated[Path, typer.Argument(help="The run's directory.", show_default=False)]
 
 
 @app.command()
 def simulate(
-    out: Annotated[Path, typer.Argument(help="Where the log and its TOML files go.", show_default=False)],
+    out: Annotated[
+        Path, typer.Argument(help="Where the log and its TOML files go.", show_default=False)
+    ],
     rows: Annotated[int | None, typer.Option(help="Impressions in all; up to 100 million.")] = None,
     users: Annotated[int | None, typer.Option(help="Number of users.")] = None,
     items: Annotated[int | None, typer.Option(help="Number of items.")] = None,
-    days: Annotated[int | None, typer.Option(help="Days in the log; the last is the test day.")] = None,
+    days: Annotated[
+        int | None, typer.Option(help="Days in the log; the last is the test day.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything drawn.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Write an impression log with a known truth, and the files that train on it."""
     from pipelines.simulate import simulate as run
 
-    sizes = {"rows": rows, "users": users, "items": items, "days": days}
-    log = run(out, seed=seed, **{name: size for name, size in sizes.items() if size is not None})
+    named: dict[str, Any] = {"rows": rows, "users": users, "items": items, "days": days}
+    log = run(out, seed=seed, **{name: size for name, size in named.items() if size is not None})
     _show(log.to_json(), log.render(), as_json)
 
 
 @app.command()
 def fit(
     pipeline: Pipeline,
-    encoder: Annotated[Path | None, typer.Argument(help="Default: encoder, beside the pipeline file.")] = None,
-    previous: Annotated[Path | None, typer.Option(help="An encoder to extend: its ids keep their rows.")] = None,
+    encoder: Annotated[
+        Path | None, typer.Argument(help="Default: encoder, beside the pipeline file.")
+    ] = None,
+    previous: Annotated[
+        Path | None, typer.Option(help="An encoder to extend: its ids keep their rows.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Fit the encoder (vocabularies, means, quantiles) on the training rows."""
@@ -72,8 +82,12 @@ def fit(
 @app.command()
 def build(
     pipeline: Pipeline,
-    data: Annotated[Path | None, typer.Argument(help="Default: data, beside the pipeline file.")] = None,
-    encoder: Annotated[Path | None, typer.Option(help="Default: encoder, beside the pipeline file.")] = None,
+    data: Annotated[
+        Path | None, typer.Argument(help="Default: data, beside the pipeline file.")
+    ] = None,
+    encoder: Annotated[
+        Path | None, typer.Option(help="Default: encoder, beside the pipeline file.")
+    ] = None,
     ray: Annotated[bool, typer.Option("--ray", help="Encode as a Ray Data job.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -88,7 +102,9 @@ def build(
 @app.command()
 def check(
     pipeline: Pipeline,
-    encoder: Annotated[Path | None, typer.Option(help="Count ids that this encoder does not know.")] = None,
+    encoder: Annotated[
+        Path | None, typer.Option(help="Count ids that this encoder does not know.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Hold the raw rows against the schema; exit code 2 when they break it."""
@@ -105,7 +121,8 @@ def rows(
     pipeline: Pipeline,
     out: Annotated[Path, typer.Argument(help="Parquet file to write.", show_default=False)],
     days: Annotated[
-        list[str] | None, typer.Option("--day", help="Only this day or split; may be repeated.", show_default=False)
+        list[str] | None,
+        typer.Option("--day", help="Only this day or split; may be repeated.", show_default=False),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows.")] = None,
     as_json: AsJson = False,
@@ -119,14 +136,21 @@ def rows(
 
 @app.command()
 def train(
-    experiment: Annotated[Path, typer.Argument(help="experiment.toml: model and training.", show_default=False)],
+    experiment: Annotated[
+        Path, typer.Argument(help="experiment.toml: model and training.", show_default=False)
+    ],
     run_directory: Annotated[
         Path | None, typer.Argument(metavar="RUN", help="Default: run, beside the experiment file.")
     ] = None,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="Override a value, such as train.steps=200.", show_default=False)
+        list[str] | None,
+        typer.Option(
+            "--set", help="Override a value, such as train.steps=200.", show_default=False
+        ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a model; the best checkpoint is chosen on the validation days."""
@@ -143,7 +167,10 @@ def evaluate(
     run_directory: RunDirectory,
     report: Annotated[Path | None, typer.Argument(help="Default: report, beside the run.")] = None,
     days: Annotated[
-        str | None, typer.Option(help="A day, a range 2026-10-01:2026-10-03 or a split. Default: the experiment's test.")
+        str | None,
+        typer.Option(
+            help="A day, a range 2026-10-01:2026-10-03 or a split. Default: the experiment's test."
+        ),
     ] = None,
     checkpoint: Annotated[str, typer.Option(help="BEST, CURRENT or a version.")] = "BEST",
     as_json: AsJson = False,
@@ -151,7 +178,9 @@ def evaluate(
     """Measure a trained model on held-out days: report.json, predictions and a table."""
     from recsys.evaluation.evaluate import evaluate as run
 
-    result = run(run_directory, report or run_directory.parent / "report", days=days, checkpoint=checkpoint)
+    result = run(
+        run_directory, report or run_directory.parent / "report", days=days, checkpoint=checkpoint
+    )
     _show(result.to_json(), result.render(), as_json)
 
 
@@ -176,24 +205,48 @@ def export(
 
 @app.command()
 def serve(
-    bundle: Annotated[Path, typer.Argument(help="A published bundle.", show_default=False)],
-    host: Annotated[str, typer.Option(help="Address to bind; another than loopback needs --key-file.")] = "127.0.0.1",
+    bundles: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="BUNDLE...",
+            help="Published bundles; the first is the default.",
+            show_default=False,
+        ),
+    ],
+    host: Annotated[
+        str, typer.Option(help="Address to bind; another than loopback needs --key-file.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes a free port.")] = 8000,
-    metrics_port: Annotated[int, typer.Option(help="Prometheus metrics; 0 takes a free port.")] = 9100,
-    key_file: Annotated[Path | None, typer.Option(help="File with the bearer token callers must send.")] = None,
-    ready_file: Annotated[Path | None, typer.Option(help="Gets the service's URL once it answers.")] = None,
+    metrics_port: Annotated[
+        int, typer.Option(help="Prometheus metrics; 0 takes a free port.")
+    ] = 8001,
+    key_file: Annotated[
+        Path | None, typer.Option(help="File with the bearer token callers must send.")
+    ] = None,
+    ready_file: Annotated[
+        Path | None, typer.Option(help="Gets the service's URL once it answers.")
+    ] = None,
 ) -> None:
     """Serve a bundle over HTTP: POST /v1/rank."""
     from serving.server import serve as run
 
-    run(bundle, host=host, port=port, metrics_port=metrics_port, key_file=key_file, ready_file=ready_file)
+    run(
+        bundles,
+        host=host,
+        port=port,
+        metrics_port=metrics_port,
+        key_file=key_file,
+        ready_file=ready_file,
+    )
 
 
 @app.command()
 def score(
     rows: Annotated[Path, typer.Argument(help="Parquet file of raw rows.", show_default=False)],
     scores: Annotated[Path, typer.Argument(help="Parquet file to write.", show_default=False)],
-    bundle: Annotated[Path | None, typer.Option(help="Score in this process with the server's code.")] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="Score in this process with the server's code.")
+    ] = None,
     url: Annotated[str | None, typer.Option(help="Score through a running service.")] = None,
     key_file: Annotated[Path | None, typer.Option(help="Bearer token for --url.")] = None,
     as_json: AsJson = False,
@@ -236,7 +289,9 @@ def main() -> None:
     except Exception as error:
         if wants_traceback:
             raise
-        _fail(f"recsys: unexpected {type(error).__name__}: {error} (--traceback shows where)", code=1)
+        _fail(
+            f"recsys: unexpected {type(error).__name__}: {error} (--traceback shows where)", code=1
+        )
 
 
 def _show(result: Any, text: str, as_json: bool) -> None:

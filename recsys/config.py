@@ -27,7 +27,9 @@ class Config(BaseModel):
             # TOML arrays fill tuples; every other type stays strict.
             return cls.model_validate(_tuples(tree))
         except ValidationError as error:
-            raise ConfigError(f"{where}: {_sentence(cls, tree, error.errors()[0])}") from error
+            # A misspelt key is why another is missing: it comes first.
+            details = sorted(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
+            raise ConfigError(f"{where}: {_sentence(cls, details[0])}") from error
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -50,7 +52,7 @@ def _tuples(value: Any) -> Any:
     return value
 
 
-def _sentence(cls: type[BaseModel], tree: Mapping[str, Any], detail: ErrorDetails) -> str:
+def _sentence(cls: type[BaseModel], detail: ErrorDetails) -> str:
     path = [str(part) for part in detail["loc"]]
     where = ".".join(path) or "top level"
     if detail["type"] == "extra_forbidden":

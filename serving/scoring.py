@@ -1,0 +1,87 @@
+"""Files of raw rows in, files of scores out, through the ranker itself or through a running server."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recsys.errors import ConfigError, DataError
+from serving.client import score_rows_over_http
+from serving.ranker import Ranker
+from serving.server import read_key
+
+_SHOWN_ROWS = 5
+
+
+@dataclass(frozen=True)
+class ScoredFile:
+    """What was written where; `first` holds the first rows, to be looked at."""
+
+    path: Path
+    rows: int
+    columns: tuple[str, ...]
+    first: tuple[dict[str, Any], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"scores": str(self.path), "rows": self.rows, "columns": list(self.columns)}
+
+    def render(self) -> str:
+        """The first rows as an aligned table, how many there are, and the path."""
+        cells = [
+            list(self.columns),
+            *([_cell(value) for value in row.values()] for row in self.first),
+        ]
+        widths = [max(len(row[column]) for row in cells) for column in range(len(self.columns))]
+        lines = [
+            "  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True))
+            for row in cells
+        ]
+        more = [f"... {self.rows - len(self.first):,} more"] if self.rows > len(self.first) else []
+        return "\n".join([*lines, *more, f"scores of {self.rows:,} rows: {self.path}"])
+
+
+def score_file(
+    rows: Path,
+    scores: Path,
+    *,
+    bundle: Path | None = None,
+    url: str | None = None,
+    key_file: Path | None = None,
+) -> ScoredFile:
+    """Score a Parquet file of raw rows into another, row by row in their order.
+
+    Through `bundle` in this process, or through the server at `url`; exactly one. Raises ConfigError, DataError for
+    rows that cannot be read or scored, ArtifactError for the bundle, RequestError for the server's refusals.
+    """
+    if (bundle is None) == (url is None):
+        raise ConfigError("score: give either --bundle or --url, to say what scores the rows")
+    table = _read(rows)
+    if bundle is not None:
+        scored = Ranker.load(bundle).score_rows(table)
+    else:
+        assert url is not None
+        key = None if key_file is None else read_key(key_file)
+        scored = score_rows_over_http(table, url, key=key)
+    try:
+        pq.write_table(scored, scores, compression="zstd")
+    except OSError as error:
+        raise ConfigError(f"{scores}: cannot be written ({error}); choose another place") from error
+    first = scored.slice(0, _SHOWN_ROWS).to_pylist()
+    return ScoredFile(scores, scored.num_rows, tuple(scored.column_names), tuple(first))
+
+
+def _read(rows: Path) -> pa.Table:
+    try:
+        return pq.read_table(rows)
+    except FileNotFoundError as error:
+        raise DataError(f"{rows}: no such file; check the path") from error
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{rows}: not a readable Parquet file ({error})") from error
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "null"
+    return f"{value:.6f}" if isinstance(value, float) else str(value)

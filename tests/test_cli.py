@@ -1,0 +1,113 @@
+"""The command line: every stage has --help, a mistake is one sentence and exit code 2, results are JSON on demand."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recsys.cli import app
+
+COMMANDS = [
+    str(command.name or command.callback.__name__)
+    for command in app.registered_commands
+    if command.callback
+]
+
+
+def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own, as a user has it."""
+    code = "from recsys.cli import main; main()"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_stages_are_all_there() -> None:
+    assert COMMANDS == [
+        "simulate",
+        "fit",
+        "build",
+        "check",
+        "rows",
+        "train",
+        "evaluate",
+        "export",
+        "serve",
+        "score",
+        "architectures",
+    ]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_names_every_argument_without_loading_a_stage(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        app([command, "--help"])
+
+    assert ended.value.code == 0
+    assert "Usage: " in capsys.readouterr().out
+
+
+MISTAKES = [
+    (["fit", "nowhere.toml"], "recsys: nowhere.toml: no such file; check the path"),
+    (
+        ["build", "pipeline.toml"],
+        "recsys: pipeline.toml: unknown key 'sorce' (did you mean 'source'?)",
+    ),
+    (["check", "pipeline.toml"], "recsys: pipeline.toml: unknown key 'sorce'"),
+    (["train", "nowhere.toml"], "recsys: nowhere.toml: no such file"),
+    (["evaluate", "nowhere"], "recsys: nowhere"),
+    (["export", "nowhere"], "recsys: nowhere"),
+    (["serve", "nowhere"], "recsys: nowhere: no such bundle"),
+    (
+        ["serve", "nowhere", "--host", "0.0.0.0"],
+        "recsys: host '0.0.0.0' is reachable from other machines",
+    ),
+    (["score", "rows.parquet", "scores.parquet"], "recsys: score: give either --bundle or --url"),
+    (["score", "rows.parquet", "s.parquet", "--bundle", "b"], "recsys: rows.parquet: no such file"),
+    (
+        ["score", "text.parquet", "s.parquet", "--bundle", "b"],
+        "recsys: text.parquet: not a readable Parquet file",
+    ),
+    (["simulate", "log", "--rows", "0"], "recsys: "),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"), MISTAKES, ids=[" ".join(arguments) for arguments, _ in MISTAKES]
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(
+    arguments: list[str], sentence: str, tmp_path: Path
+) -> None:
+    (tmp_path / "pipeline.toml").write_text('[sorce]\npath = "x"\n')
+    (tmp_path / "text.parquet").write_text("no parquet")
+    result = run(*arguments, folder=tmp_path)
+
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.startswith(sentence)
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+
+
+def test_a_traceback_only_when_asked_for(tmp_path: Path) -> None:
+    result = run("train", "nowhere.toml", "--traceback", folder=tmp_path)
+
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+    assert "no such file" in result.stderr
+
+
+def test_results_are_json_on_demand(tmp_path: Path) -> None:
+    result = run("architectures", "--json", folder=tmp_path)
+
+    assert {(item["stage"], item["kind"]) for item in json.loads(result.stdout)} >= {
+        ("mixing", "mmoe"),
+        ("mixing", "shared_bottom"),
+        ("bottom", "flat"),
+    }
