@@ -11,7 +11,6 @@ from serving.config import Limits
 from serving.ranker import Ranker
 from serving.wire import ModelPin
 
-
 # Of a name that a caller wrote, this many characters are shown back.
 _SHOWN = 128
 

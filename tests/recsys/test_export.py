@@ -3,17 +3,23 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
 
 from recsys.bundle import Parity, load_bundle, signature
+from recsys.collate import collate
 from recsys.errors import ArtifactError, ConfigError
-from recsys.export import write_bundle
+from recsys.experiment import load_experiment
+from recsys.export import eager_logits, export, write_bundle
 from recsys.models import NamedProgram, build_model
 from recsys.publish import resolve
+from recsys.run import load_run
+from recsys.training.trainer import train
 from tests.bundles import MODEL, full_bundle, full_encoder, full_model, full_schema
+from tests.recsys.small_data import raw_rows, small_data
 
 
 @pytest.mark.parametrize(
@@ -105,3 +111,44 @@ def test_the_runtime_runs_the_program_on_one_thread() -> None:
         full_bundle()
     ).program.session.get_session_options()
     assert options.intra_op_num_threads == options.inter_op_num_threads == 1
+
+
+EXPERIMENT = """
+[data]
+train = ["2026-01-01"]
+validation = "2026-01-03"
+batch_size = 64
+[model]
+embeddings = { backend = "plain" }
+mixing = { kind = "shared_bottom", hidden = [4] }
+heads = { kind = "towers", hidden = [4] }
+[train]
+steps = 4
+threads = 1
+"""
+
+
+def test_a_run_exports_its_best_checkpoint_with_parity_on_validation_rows(tmp_path: Path) -> None:
+    data = small_data(tmp_path)
+    (tmp_path / "experiment.toml").write_text(EXPERIMENT, encoding="utf-8")
+    train(load_experiment(tmp_path / "experiment.toml"), tmp_path / "run")
+    rows = raw_rows(10, seed=9)
+    published = export(tmp_path / "run", tmp_path / "bundle", name="small", rows=rows)
+    bundle, trained = load_bundle(tmp_path / "bundle"), load_run(tmp_path / "run")
+    assert published.metadata["checkpoint"] == trained.checkpoint.version
+    assert published.metadata["step"] == trained.step
+    assert (bundle.name, bundle.version) == ("small", published.version)
+    assert bundle.reference["rows"] > 0
+    encoded = data.encoder.encode(rows)
+    expected = eager_logits(trained.model, bundle.schema, collate(encoded, bundle.schema))
+    columns = bundle.request_columns
+    found = bundle.logits(
+        rows.select([*columns.user, *columns.context]),
+        rows.select(columns.candidate),
+        user_of_row_N=np.arange(10),
+    )
+    assert Parity.between(expected, found, bundle.schema).holds
+    # Given rows are golden requests too, before those that were made up.
+    assert bundle.golden.user.column("user_id")[:10].to_pylist() == rows["user_id"].to_pylist()
+    with pytest.raises(ArtifactError, match="holds no run"):
+        export(tmp_path / "nowhere", tmp_path / "bundle")
