@@ -115,5 +115,8 @@ class _DayFiles:
         name = f"{day}/{self.part:06d}-{len(self.files):06d}.parquet"
         path = self.staging / name
         path.parent.mkdir(exist_ok=True)
-        pq.write_table(table, path, compression="zstd", row_group_size=ROW_GROUP_ROWS)
+        # The feed verifies page checksums, so a flipped byte is an error that names the file.
+        pq.write_table(
+            table, path, compression="zstd", row_group_size=ROW_GROUP_ROWS, write_page_checksum=True
+        )
         self.files.append(PartFile(day, name, table.num_rows))

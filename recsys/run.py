@@ -233,7 +233,7 @@ def _require_free(path: Path) -> None:
         raise ArtifactError(f"{path}: holds other files; choose another directory for the run")
     if (path / _METRICS).exists():
         raise ArtifactError(
-            f"{path}: holds a run already; resume it, choose another directory, or remove it"
+            f"{path}: holds a run already; resume it (--resume), choose another directory, or remove it"
         )
 
 
