@@ -163,10 +163,10 @@ class _TrainingRows:
     def fit(self, previous: Encoder | None) -> Encoder:
         try:
             return fit_encoder(self.plan.schema, self._batches(), previous=previous)
-        except DataError:
-            if self._looked_at is not None:
-                self._looked_at.checked(self._fit_alone)
-            raise
+        except DataError as error:
+            if self._looked_at is None:
+                raise
+            raise self._looked_at.located(error) from error
 
     def _batches(self) -> Iterator[pa.Table]:
         for part in tracked(self.reader.parts, total=len(self.reader.parts), what="fit"):
@@ -178,10 +178,6 @@ class _TrainingRows:
                     self._looked_at = training
                     yield training.table
                     self._looked_at = None
-
-    def _fit_alone(self, table: pa.Table) -> None:
-        if table.num_rows:
-            fit_encoder(self.plan.schema, [table])
 
 
 def _require_fitted_names(plan: Plan, seen: Iterable[str]) -> None:

@@ -17,10 +17,10 @@ from pipelines.parts import encode_rows
 from pipelines.plan import Plan, load_plan
 from pipelines.progress import tracked
 from pipelines.rows import RowReader, Rows, Tally, open_rows
-from pipelines.typed import one_array
 from recsys.encode import Encoder, load_encoder
 from recsys.errors import DataError
 from recsys.layout import slots
+from recsys.raw import one_array
 from recsys.schema import UNKNOWN_ROW, Task
 
 logger = logging.getLogger(__name__)

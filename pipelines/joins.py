@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from pipelines.sources import FileSet
-from pipelines.typed import one_array
 from recsys.errors import DataError
+from recsys.raw import one_array
 
 
 class Join(FileSet):

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipelines.convert import first_failure
 from pipelines.files import RawBatch, Slice, column_names, cut_into_parts, require_columns
 from pipelines.history import EventLog, Timeline
 from pipelines.joins import Join, SideTable, side_table
@@ -20,9 +19,10 @@ from pipelines.plan import Plan
 from pipelines.rules import Rule, evaluate
 from pipelines.sources import DataFile, find_files
 from pipelines.splits import Assigned, by_column, by_place, by_time, whole
-from pipelines.typed import one_array, read_typed
+from pipelines.typed import read_typed
 from recsys.errors import ConfigError, DataError
 from recsys.hashing import hash_ids
+from recsys.raw import one_array, require_present
 from recsys.schema import ARROW_TYPES
 
 logger = logging.getLogger(__name__)
@@ -64,27 +64,13 @@ class Rows:
         try:
             return work(self.table)
         except DataError as error:
-            raise self._located(error, work) from error
+            raise self.located(error) from error
 
-    def _located(self, error: DataError, work: Callable[[pa.Table], object]) -> DataError:
-        def fails(length: int) -> bool:
-            try:
-                work(self.table.slice(0, length))
-            except DataError:
-                return True
-            return False
-
-        if fails(0):
+    def located(self, error: DataError) -> DataError:
+        """The error of these rows with the file and, where it is one row's, the number of the row within the file."""
+        if error.row is None:
             return DataError(f"{self.file.path}: {error}")
-        row = first_failure(self.table.num_rows, fails)
-        try:
-            work(self.table.slice(row, 1))
-        except DataError as first:
-            # The message counts within the one row given; the number within the file says more.
-            return DataError(
-                f"{self.file.path}, row {self.row_B[row] + 1}: {str(first).replace(', row 0', '', 1)}"
-            )
-        raise AssertionError("a check of rows looks at one row at a time") from error
+        return DataError(f"{self.file.path}, row {self.row_B[error.row] + 1}: {error.problem}")
 
 
 @dataclass
@@ -293,10 +279,10 @@ def _load_side_table(plan: Plan, join: Join, given: set[str], *, where: str) -> 
 def _impression_keys(table: pa.Table, *, name: str) -> NDArray[np.int64]:
     """Integers as they are, text by its hash."""
     values = one_array(table.column(name))
-    if values.null_count:
-        raise DataError(
-            f"the impression key {name!r} is null; every row needs one, fill it or filter the row"
-        )
+    require_present(
+        values,
+        f"the impression key {name!r} is null; every row needs one, fill it or filter the row",
+    )
     if pa.types.is_string(values.type):
         return hash_ids(values).view(np.int64)
     keys: NDArray[np.int64] = values.cast(pa.int64()).to_numpy(zero_copy_only=False)

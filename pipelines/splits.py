@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from recsys.config import Config
-from recsys.errors import DataError
 from recsys.hashing import hash_ids, splitmix64
+from recsys.raw import require_present
 
 HELD_OUT = ("validation", "test")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -71,10 +71,9 @@ class Assigned:
 
 def by_time(times_B: pa.Array) -> Assigned:
     """UTC days of timestamps. Raises DataError on a null."""
-    if times_B.null_count:
-        raise DataError(
-            "the time is null, so the row belongs to no day; add a filter with not_null = true"
-        )
+    require_present(
+        times_B, "the time is null, so the row belongs to no day; add a filter with not_null = true"
+    )
     microseconds_B = times_B.cast(pa.int64()).to_numpy(zero_copy_only=False)
     day_D, number_B = np.unique(microseconds_B // _DAY_MICROSECONDS, return_inverse=True)
     return Assigned(
@@ -84,10 +83,10 @@ def by_time(times_B: pa.Array) -> Assigned:
 
 def by_column(values_B: pa.Array, shares: Mapping[str, float], *, seed: int) -> Assigned:
     """Shares drawn by a seeded hash of a column's values. Raises DataError on a null."""
-    if values_B.null_count:
-        raise DataError(
-            "the column of the split is null, so the row belongs to none; add a filter with not_null = true"
-        )
+    require_present(
+        values_B,
+        "the column of the split is null, so the row belongs to none; add a filter with not_null = true",
+    )
     return _drawn(hash_ids(values_B, seed), shares)
 
 

@@ -8,6 +8,7 @@ import pyarrow as pa
 from pipelines.convert import Unit, convert, first_failure, parse
 from pipelines.files import RawBatch, Slice, read
 from recsys.errors import DataError
+from recsys.raw import one_array
 from recsys.schema import Schema
 
 
@@ -52,15 +53,6 @@ def _typed(batch: RawBatch, name: str, schema: Schema, unit: Unit | None) -> pa.
             f"{where}: found {_shown(values[row].as_py())}, which is no {dtype}; "
             f"correct the file, {hint}or change [columns]"
         ) from error
-
-
-def one_array(column: pa.ChunkedArray) -> pa.Array:
-    """A column as one contiguous array."""
-    return (
-        column.chunk(0)
-        if column.num_chunks == 1
-        else pa.concat_arrays(column.chunks or [pa.array([], column.type)])
-    )
 
 
 def _shown(value: object) -> str:

@@ -17,6 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from recsys.layout import BlockSide, dense, dense_column, slots
+from recsys.raw import one_array
 from recsys.schema import Schema
 
 
@@ -37,7 +38,7 @@ def collate(encoded: pa.Table, schema: Schema, *, side: BlockSide | None = None)
     lengths_FB = np.ones((len(side_slots), rows), np.int32)
     values: list[NDArray[np.int64]] = []
     for f, slot in enumerate(side_slots):
-        column = _one_chunk(encoded.column(slot.name))
+        column = one_array(encoded.column(slot.name))
         if slot.kind == "single":
             values.append(column.to_numpy(zero_copy_only=False))
             continue
@@ -47,16 +48,8 @@ def collate(encoded: pa.Table, schema: Schema, *, side: BlockSide | None = None)
         values.append(column.values.to_numpy(zero_copy_only=False)[offsets[0] : offsets[-1]])
     dense_BD = np.empty((rows, len(side_dense)), np.float32)
     for d, item in enumerate(side_dense):
-        dense_BD[:, d] = _one_chunk(encoded.column(dense_column(item.name))).to_numpy(
+        dense_BD[:, d] = one_array(encoded.column(dense_column(item.name))).to_numpy(
             zero_copy_only=False
         )
     values_N = np.concatenate(values) if values else np.empty(0, np.int64)
     return Packed(values_N, None, lengths_FB, dense_BD)
-
-
-def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
-    return (
-        column.chunk(0)
-        if column.num_chunks == 1
-        else pa.concat_arrays(column.chunks or [pa.array([], column.type)])
-    )

@@ -253,8 +253,8 @@ class Encoder:
         wrong = np.flatnonzero(~(weight_B >= 0))
         if len(wrong):
             raise DataError(
-                f"column {name!r}, row {wrong[0]}: sample weight {weight_B[wrong[0]]}; "
-                "a weight is a number >= 0, fill or filter"
+                f"column {name!r}: sample weight {weight_B[wrong[0]]}; a weight is a number >= 0, fill or filter",
+                row=int(wrong[0]),
             )
         return pa.array(weight_B.astype(np.float32))
 
@@ -327,8 +327,9 @@ def _require_aligned(
     if len(differ):
         row = differ[0]
         raise DataError(
-            f"{where}, row {row}: column {first[0]!r} has {first[1][row]} events and "
-            f"column {other[0]!r} {other[1][row]}; the lists of a sequence must be aligned"
+            f"{where}: column {first[0]!r} has {first[1][row]} events and "
+            f"column {other[0]!r} {other[1][row]}; the lists of a sequence must be aligned",
+            row=int(row),
         )
 
 
@@ -338,6 +339,7 @@ def _require_binary(
     wrong = np.flatnonzero(observed_B & (label_B != 0) & (label_B != 1))
     if len(wrong):
         raise DataError(
-            f"{where}, column {column!r}, row {wrong[0]}: label {label_B[wrong[0]]:g}; a binary label is 0 or 1, "
-            'make one by a rule in pipeline.toml or declare kind = "regression"'
+            f"{where}, column {column!r}: label {label_B[wrong[0]]:g}; a binary label is 0 or 1, "
+            'make one by a rule in pipeline.toml or declare kind = "regression"',
+            row=int(wrong[0]),
         )

@@ -31,7 +31,12 @@ class ConfigError(UserError):
 
 
 class DataError(UserError):
-    """Rows do not match the schema."""
+    """Rows do not match the schema. `row` counts from 0 in the rows given; who knows the file names the row there."""
+
+    def __init__(self, problem: str, *, row: int | None = None) -> None:
+        super().__init__(problem if row is None else f"row {row}: {problem}")
+        self.problem = problem
+        self.row = row
 
 
 class ArtifactError(UserError):

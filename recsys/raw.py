@@ -18,11 +18,7 @@ def column_of(raw: pa.Table, name: str, schema: Schema, where: str) -> pa.Array:
             f"{where} needs column {name!r}, which the rows do not have{hint}; they have {_listed(raw)}"
         )
     column = raw.column(index)
-    array = (
-        column.chunk(0)
-        if column.num_chunks == 1
-        else pa.concat_arrays(column.chunks or [pa.array([], column.type)])
-    )
+    array = one_array(column)
     expected = ARROW_TYPES[schema.columns[name]]
     if array.type == expected:
         return array
@@ -31,6 +27,13 @@ def column_of(raw: pa.Table, name: str, schema: Schema, where: str) -> pa.Array:
     raise DataError(
         f"{where}: column {name!r} is {array.type}, the schema says {schema.columns[name]}; cast it or change [columns]"
     )
+
+
+def one_array(column: pa.ChunkedArray) -> pa.Array:
+    """A column as one contiguous array."""
+    if column.num_chunks == 1:
+        return column.chunk(0)
+    return pa.concat_arrays(column.chunks or [pa.array([], column.type)])
 
 
 def number_of(values_B: pa.Array, column: str, where: str) -> NDArray[np.float64]:
@@ -44,10 +47,19 @@ def number_of(values_B: pa.Array, column: str, where: str) -> NDArray[np.float64
         )
         if len(wrong):
             raise DataError(
-                f"{where}, column {column!r}, row {wrong[0]}: {number_B[wrong[0]]} is not a finite number "
-                f"({len(wrong)} such rows here); write null for a missing value"
+                f"{where}, column {column!r}: {number_B[wrong[0]]} is not a finite number "
+                f"({len(wrong)} such rows here); write null for a missing value",
+                row=int(wrong[0]),
             )
     return number_B
+
+
+def require_present(values_B: pa.Array, problem: str) -> None:
+    """Raise DataError with this problem at the first null."""
+    if values_B.null_count:
+        raise DataError(
+            problem, row=int(np.argmax(values_B.is_null().to_numpy(zero_copy_only=False)))
+        )
 
 
 def flat_list(values_B: pa.ListArray) -> tuple[NDArray[np.int64], pa.Array]:

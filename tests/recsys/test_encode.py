@@ -197,7 +197,7 @@ def replaced(name: str, values: list[Any], dtype: str | None = None) -> pa.Table
         ),
         (
             replaced("price", [1.0, math.nan, math.inf]),
-            "column 'price', row 1: nan is not a finite number (2 such rows",
+            "row 1: feature 'price', column 'price': nan is not a finite number (2 such rows",
         ),
         (replaced("clicks_item", [[1], [2]]), "the lists of a sequence must be aligned"),
     ],
@@ -224,7 +224,7 @@ def test_labels_other_than_0_and_1_are_refused_only_where_observed() -> None:
 
     assert encoder.encode(masked)["observed:click"].to_pylist() == [True, False, True]
     with pytest.raises(
-        DataError, match="task 'click', column 'clicked', row 1: label 2; a binary label is 0 or 1"
+        DataError, match="row 1: task 'click', column 'clicked': label 2; a binary label is 0 or 1"
     ):
         encoder.encode(raw.append_column("in_space", pa.array([True, True, True])))
 
