@@ -13,8 +13,6 @@ Form = Literal["loop", "wide", "batched"]
 
 # Deviation of a gate's initial kernel: near-uniform gates at step 0 keep diagnostics readable.
 _GATE_DEVIATION = 0.01
-# Up to here a CPU's inference is bound by launches, above by copies.
-_SERVING_ROWS = 2048
 
 
 class ExpertBank(nn.Module):
@@ -172,12 +170,9 @@ def mix(gate_BTE: Tensor, experts_BEH: Tensor) -> Tensor:
 
 
 def choose_form(x: Tensor) -> Form:
-    """The form that measured fastest for this device and use; `benchmarks/experts.py` prints the measurements.
+    """The form for this device; `benchmarks/experts.py` prints the measurements behind it.
 
-    Training on a CPU is the loop's: the other forms copy between layers. Where launches count, on GPUs, at serving
-    sizes and in an exported program, one wide product comes first.
+    On CPUs the loop is the fastest to train, because the other forms copy between layers, and at serving sizes no
+    slower in eager mode or exported; only single rows would gain from fewer launches. On GPUs launches count.
     """
-    # Rows are symbolic in an export, so that is asked first.
-    if torch.compiler.is_exporting() or x.device.type != "cpu":
-        return "wide"
-    return "loop" if torch.is_grad_enabled() or len(x) > _SERVING_ROWS else "wide"
+    return "loop" if x.device.type == "cpu" else "wide"
