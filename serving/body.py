@@ -2,14 +2,15 @@
 
 import asyncio
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from recsys.errors import RequestError
 from serving.config import ServiceConfig
 
 
 async def read_json_body(request: Request, config: ServiceConfig) -> bytes:
-    """The bytes of a JSON body. Raises RequestError for another media type, too many bytes, or too slow a sender."""
+    """The bytes of a JSON body. Raises RequestError for another media type, too many bytes, or a sender
+    that is too slow or gone."""
     _require_json(request)
     declared = request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > config.max_body_bytes:
@@ -17,6 +18,10 @@ async def read_json_body(request: Request, config: ServiceConfig) -> bytes:
     try:
         async with asyncio.timeout(config.body_timeout_seconds):
             return await _read(request, config)
+    except ClientDisconnect as error:
+        raise RequestError(
+            "the connection closed before the body was whole", code="BODY_INCOMPLETE"
+        ) from error
     except TimeoutError as error:
         raise RequestError(
             f"the body did not arrive within {config.body_timeout_seconds:g} seconds",

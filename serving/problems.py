@@ -11,6 +11,7 @@ MEDIA_TYPE = "application/problem+json"
 # Every `code` a caller can meet, with its HTTP status and title.
 PROBLEMS: dict[str, tuple[int, str]] = {
     "MALFORMED_JSON": (400, "The body is not JSON"),
+    "BODY_INCOMPLETE": (400, "The body ended early"),
     "UNAUTHORIZED": (401, "A valid key is required"),
     "NOT_FOUND": (404, "No such resource"),
     "UNKNOWN_MODEL": (404, "No such model"),

@@ -1,5 +1,6 @@
 """What the HTTP service refuses: with which status, code and pointer, and without a word of its insides."""
 
+import asyncio
 import json
 from typing import Any
 
@@ -130,6 +131,19 @@ def test_bodies_beyond_the_limit_are_refused_before_they_are_parsed() -> None:
 
     chunks = Chunks()
     require_problem(service.post("/v1/rank", content=chunks, headers=json_type), "BODY_TOO_LARGE")
+
+
+def test_a_body_that_comes_too_slowly_is_refused() -> None:
+    service = caller(config=ServiceConfig(threads=1, body_timeout_seconds=0.05))
+
+    class Drops(httpx.AsyncByteStream):
+        async def __aiter__(self) -> Any:
+            while True:
+                yield b" "
+                await asyncio.sleep(0.01)
+
+    answer = service.post("/v1/rank", content=Drops(), headers={"Content-Type": "application/json"})
+    require_problem(answer, "BODY_TIMEOUT")
 
 
 def test_ten_megabytes_are_too_large_by_default(service: Caller) -> None:

@@ -98,6 +98,22 @@ def test_ten_megabytes_are_refused_with_an_answer(server: str) -> None:
     assert httpx.post(f"{server}/v1/rank", json=full_request()).status_code == 200
 
 
+def test_a_caller_that_goes_away_amid_its_body_disturbs_nobody(
+    server: str, metrics_port: int
+) -> None:
+    host, port = server.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        head = "POST /v1/rank HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        connection.sendall(f"{head}Content-Length: 1000\r\n\r\n{{".encode())
+    assert httpx.post(f"{server}/v1/rank", json=full_request()).status_code == 200
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while (
+        'reason="body_incomplete"' not in httpx.get(f"http://127.0.0.1:{metrics_port}/metrics").text
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def test_the_server_answers_health_checks_while_it_ranks(server: str) -> None:
     statuses: list[int] = []
 
