@@ -178,7 +178,9 @@ def _onnx_program(model: RankingModel, inputs: Mapping[str, Any]) -> onnx.ModelP
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
     """Hides what the exporter says about its own insides: deprecated calls, absent torchvision, merged constants."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    loggers = [
+        logging.getLogger(name) for name in ("torch.onnx", "torch.fx", "onnxscript", "onnx_ir")
+    ]
     levels = [item.level for item in loggers]
     for item in loggers:
         item.setLevel(logging.ERROR)
