@@ -47,6 +47,7 @@ _GOLDEN_ROWS = 64
 _GOLDEN_SEED = 20_260_921
 _VALIDATION_ROWS = 8192
 _QUANTILES = 21
+_EXPORTER_LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir")
 
 
 def export(
@@ -178,9 +179,7 @@ def _onnx_program(model: RankingModel, inputs: Mapping[str, Any]) -> onnx.ModelP
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
     """Hides what the exporter says about its own insides: deprecated calls, absent torchvision, merged constants."""
-    loggers = [
-        logging.getLogger(name) for name in ("torch.onnx", "torch.fx", "onnxscript", "onnx_ir")
-    ]
+    loggers = [logging.getLogger(name) for name in _EXPORTER_LOGGERS]
     levels = [item.level for item in loggers]
     for item in loggers:
         item.setLevel(logging.ERROR)
