@@ -24,9 +24,11 @@ Record = dict[str, Any]
 class Journal:
     """The records of a run, appended one by one and mirrored to TensorBoard where it is installed."""
 
-    def __init__(self, file: Path, tensorboard: Path) -> None:
+    def __init__(self, file: Path, tensorboard: Path, *, start: int = 0) -> None:
+        """`start` is the step a training goes on from: records of later steps are dropped, here and in TensorBoard."""
         self._file = file
-        self._scalars = _scalar_writer(tensorboard)
+        _keep_records(file, up_to_step=start)
+        self._scalars = _scalar_writer(tensorboard, start)
 
     def append(self, record: Record) -> None:
         """Add a record; it is on disk when this returns."""
@@ -70,8 +72,7 @@ def read_records(file: Path) -> list[Record]:
         raise ArtifactError(f"{file}: damaged ({error}); restore it, or train again") from error
 
 
-def keep_records(file: Path, *, up_to_step: int) -> None:
-    """Drop the records of later steps, which a resumed training writes again."""
+def _keep_records(file: Path, *, up_to_step: int) -> None:
     kept = [record for record in read_records(file) if record["step"] <= up_to_step]
     temporary = file.with_suffix(".tmp")
     temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
@@ -136,13 +137,13 @@ class _NoScalars:
         return
 
 
-def _scalar_writer(directory: Path) -> _Scalars:
+def _scalar_writer(directory: Path, start: int) -> _Scalars:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         logger.info("tensorboard is not installed; scalars go to metrics.jsonl alone")
         return _NoScalars()
-    writer: _Scalars = SummaryWriter(str(directory))
+    writer: _Scalars = SummaryWriter(str(directory), purge_step=start + 1 if start else None)
     return writer
 
 

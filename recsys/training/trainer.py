@@ -29,7 +29,7 @@ from recsys.feed import START, Feed
 from recsys.models.precision import use_fast_float32
 from recsys.run import RunDirectory, choose_device, create_run, new_model, open_run
 from recsys.training.checkpoint import Progress, mark_best, read_progress, restore, save_checkpoint
-from recsys.training.journal import Journal, Record, keep_records, progress_to
+from recsys.training.journal import Journal, Record, progress_to
 from recsys.training.objective import Loss, build_objective
 from recsys.training.optim import Optimizer
 from recsys.training.selection import best_record, criterion_for, evaluations_since_best, numbers_of
@@ -220,7 +220,6 @@ def _fit(run: RunDirectory) -> FinishedRun:
     torch.set_num_threads(settings.threads or available_threads())
     use_fast_float32(choose_device(settings.device))
     training = Training(run)
-    keep_records(run.metrics, up_to_step=training.step)
     logger.info(
         "train start step=%d/%d rows=%d batches_per_epoch=%d threads=%d device=%s",
         training.step,
@@ -230,7 +229,7 @@ def _fit(run: RunDirectory) -> FinishedRun:
         torch.get_num_threads(),
         training.device.type,
     )
-    with Journal(run.metrics, run.tensorboard) as journal:
+    with Journal(run.metrics, run.tensorboard, start=training.step) as journal:
         _loop(training, journal)
         return _finished(training, journal, seconds=time.perf_counter() - began)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from recsys.errors import ArtifactError
-from recsys.training.journal import Journal, Record, keep_records, progress_to, read_records
+from recsys.training.journal import Journal, Record, progress_to, read_records
 
 
 def record(kind: str, step: int) -> Record:
@@ -57,7 +57,7 @@ def test_a_line_cut_off_by_a_kill_is_passed_over_and_removed(tmp_path: Path) -> 
     file = tmp_path / "metrics.jsonl"
     file.write_text('{"kind": "training", "step": 1}\n{"kind": "valid', encoding="utf-8")
     assert [item["step"] for item in read_records(file)] == [1]
-    keep_records(file, up_to_step=5)
+    Journal(file, tmp_path / "tensorboard", start=5).close()
     assert file.read_text(encoding="utf-8") == '{"kind": "training", "step": 1}\n'
 
 
@@ -73,7 +73,7 @@ def test_records_of_later_steps_are_dropped(tmp_path: Path) -> None:
     with Journal(file, tmp_path / "tensorboard") as journal:
         for step in (2, 4, 6):
             journal.append(record("training", step))
-    keep_records(file, up_to_step=4)
+    Journal(file, tmp_path / "tensorboard", start=4).close()
     assert [item["step"] for item in read_records(file)] == [2, 4]
 
 
