@@ -381,6 +381,26 @@ def test_without_torchrec_auto_is_plain_and_says_so(
         embeddings(schema, "torchrec")
 
 
+@each_backend
+def test_a_schema_without_tables_has_blocks_of_dense_values(backend: str) -> None:
+    tree = {
+        "columns": {"a": "float32", "b": "float32", "y": "bool"},
+        "features": {"a": {"kind": "numeric"}, "b": {"kind": "numeric", "side": "context"}},
+        "tasks": {"y": {"label": "y"}},
+    }
+    module = embeddings(Schema.parse(tree, where="schema.toml"), backend)
+    batch = replace(
+        random_batch(Schema.parse(TREE, where="schema.toml"), 0),
+        values_N=torch.empty(0, dtype=torch.long),
+        lengths_FB=torch.empty(0, ROWS, dtype=torch.int32),
+    )
+    found = module(batch)
+    assert (found.candidate_NI == batch.dense_BD[:, :1]).all()
+    assert (found.user_UI == batch.dense_BD[:, 1:]).all()
+    module.set_learning_rate(RATE)
+    assert module.table_weights() == module.optimizer_state() == {}
+
+
 def test_events_are_left_aligned_with_zeros_behind() -> None:
     events, lengths = torch.arange(1.0, 7).view(3, 2), torch.tensor([2, 0, 1])
     padded, valid = pad(events, lengths)

@@ -11,6 +11,7 @@ own, fed with all of its ids as one stream: two lookups of one table would be tw
 Only this module may import torchrec or fbgemm.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -50,6 +51,8 @@ class TorchRecTables(nn.Module):
         device: torch.device,
     ) -> None:
         super().__init__()
+        # The first lookup would tell users how TorchRec should ask whether it is being traced.
+        logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
         for spec in specs:
             _check(spec)
         self._pooled_specs = tuple(spec for spec in specs if not spec.ragged)
