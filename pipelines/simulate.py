@@ -64,6 +64,7 @@ class SimulatedLog:
 
     directory: Path
     days: tuple[str, ...]
+    seed: int
     users: int
     items: int
     rows: int
@@ -135,7 +136,15 @@ def simulate(
         _write_settings(partial, dates=dates, items=items)
     logger.info("log simulated path=%s rows=%d days=%d seed=%d", out, rows, days, seed)
     return SimulatedLog(
-        out, dates, users, items, writer.rows, writer.clicks, writer.likes, writer.purchases
+        directory=out,
+        days=dates,
+        seed=seed,
+        users=users,
+        items=items,
+        rows=writer.rows,
+        clicks=writer.clicks,
+        likes=writer.likes,
+        purchases=writer.purchases,
     )
 
 

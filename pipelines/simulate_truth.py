@@ -34,7 +34,9 @@ CATEGORIES = (
     "art", "audio", "baby", "beauty", "bikes", "books", "cameras", "comics", "cooking", "crafts", "decor", "fashion",
     "fitness", "games", "garden", "kids", "music", "outdoor", "pets", "phones", "shoes", "tools", "toys", "travel",
 )  # fmt: skip
-BRANDS = tuple(f"brand-{number:02d}" for number in range(60))
+# A brand makes items of one category: brand and category together must not tell which item it is.
+BRANDS_PER_CATEGORY = 2
+BRANDS = tuple(f"brand-{number:02d}" for number in range(BRANDS_PER_CATEGORY * len(CATEGORIES)))
 COUNTRIES = ("US", "CN", "IN", "BR", "JP", "DE", "FR", "GB", "KR", "IT", "ES", "PL")
 AGE_BANDS = ("18-24", "25-34", "35-44", "45-54", "55+")
 AGE_SHARES = (0.20, 0.30, 0.22, 0.16, 0.12)
@@ -47,13 +49,13 @@ MISSING_PRICE_SHARE = 0.05
 # Coefficients, one column a response: click, like, long_view, purchase given click, watched share given click. A name
 # without `by` and `log` scales effects of unit variance. Together they put the oracle's AUC near 0.8 for every task,
 # of which the hidden aspects carry about 0.05 and the match about 0.03; the tests hold them to that.
-BIAS_T = np.array([-1.70, -2.60, -1.25, -1.30, 0.20])
+BIAS_T = np.array([-1.70, -2.60, -1.25, -1.05, 0.20])
 ASPECT_AT = np.array(
     [
         [0.65, 0.00, 0.35, 0.00, 0.10],  # appeal
         [0.50, -0.75, -0.30, -0.25, -0.35],  # luridness
         [0.00, 0.65, 0.75, 0.00, 0.60],  # depth
-        [0.00, 0.20, 0.00, 0.70, 0.00],  # worth
+        [0.00, 0.20, 0.00, 0.80, 0.00],  # worth
     ]
 )
 LURIDNESS = 1
@@ -86,7 +88,7 @@ class Items:
     price_V: Floats  # NaN where it is unknown
     duration_seconds_V: Floats
     luridness_V: Floats
-    log_price_V: Floats  # standardised; 0 where the price is unknown
+    log_price_V: Floats  # of mean 0 and variance 1; 0 where the price is unknown
     effect_VT: Floats
     popularity_V: Floats  # adds up to 1
 
@@ -175,11 +177,12 @@ def _make_items(rng: np.random.Generator, items: int) -> Items:
     # At least one item of each category, and categories in order, so that each is a run of items.
     rest = rng.integers(len(CATEGORIES), size=items - len(CATEGORIES))
     category_V = np.sort(np.concatenate([np.arange(len(CATEGORIES)), rest]))
-    brand_V = rng.integers(len(BRANDS), size=items)
+    brand_V = category_V * BRANDS_PER_CATEGORY + rng.integers(BRANDS_PER_CATEGORY, size=items)
     aspect_VA = _standardised(rng.standard_normal((items, len(ASPECT_AT))), weights_V)
-    log_price_V, log_duration_V = _standardised(rng.standard_normal((items, 2)), weights_V).T
+    # Few price points and few durations, or the two would be an item's second name.
+    log_price_V, log_duration_V = np.round(2.0 * rng.standard_normal((2, items))) / 2.0
     unknown_V = rng.random(items) < MISSING_PRICE_SHARE
-    price_V = np.where(unknown_V, np.nan, np.round(np.exp(3.2 + 0.8 * log_price_V), 2))
+    price_V = np.where(unknown_V, np.nan, np.round(np.exp(3.2 + 0.8 * log_price_V)) - 0.01)
     log_price_V = np.where(unknown_V, 0.0, log_price_V)
     effect_VT = aspect_VA @ ASPECT_AT
     effect_VT += _effects(rng, len(CATEGORIES), CATEGORY_T)[category_V]
@@ -191,7 +194,7 @@ def _make_items(rng: np.random.Generator, items: int) -> Items:
         category_V=category_V,
         brand_V=brand_V,
         price_V=price_V,
-        duration_seconds_V=np.round(np.exp(3.6 + 0.5 * log_duration_V), 1),
+        duration_seconds_V=np.round(np.exp(3.6 + 0.5 * log_duration_V)),
         luridness_V=aspect_VA[:, LURIDNESS],
         log_price_V=log_price_V,
         effect_VT=effect_VT,
