@@ -156,7 +156,8 @@ def pad(events_NK: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
     valid_BL = torch.arange(longest, device=lengths_B.device) < lengths_B[:, None]
     position_N = valid_BL.flatten().nonzero().squeeze(1)
     grid = events_NK.new_zeros(valid_BL.numel(), events_NK.shape[1])
-    return grid.index_copy(0, position_N, events_NK).view(*valid_BL.shape, -1), valid_BL
+    grid.index_copy_(0, position_N, events_NK)
+    return grid.view(*valid_BL.shape, -1), valid_BL
 
 
 def _tables(

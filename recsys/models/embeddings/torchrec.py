@@ -70,7 +70,8 @@ class TorchRecTables(nn.Module):
         for spec, collection in zip(self._ragged_specs, collections, strict=False):
             found[spec.name] = collection(_one_stream(bags[spec.name]))[_STREAM]
         if self._pooled_specs:
-            pooled = collections[-1](_streams(self._pooled_specs, bags))
+            # As a dictionary: its one split has one backward, where each `pooled[name]` would fill all columns.
+            pooled = collections[-1](_streams(self._pooled_specs, bags)).to_dict()
             for spec in self._pooled_specs:
                 parts: list[Tensor] = [pooled[name] for name in spec.streams]
                 found[spec.name] = torch.cat(parts) if len(parts) > 1 else parts[0]
