@@ -5,6 +5,7 @@ Collation, models, bundles and the encoder read their column order from here and
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import pyarrow as pa
@@ -21,6 +22,9 @@ from recsys.schema import (
 )
 
 BlockSide = Literal["user", "candidate"]
+
+# Layouts are asked for several times a batch and a request.
+_SCHEMAS = 64
 
 
 @dataclass(frozen=True)
@@ -45,12 +49,14 @@ class Dense:
     side: BlockSide
 
 
+@lru_cache(maxsize=_SCHEMAS)
 def slots(schema: Schema, side: BlockSide | None = None) -> tuple[Slot, ...]:
     """Sparse slots in order: features as declared, then the tokens of each sequence; of one side if named."""
     found = [*_feature_slots(schema), *_token_slots(schema)]
     return tuple(slot for slot in found if side in (None, slot.side))
 
 
+@lru_cache(maxsize=_SCHEMAS)
 def dense(schema: Schema, side: BlockSide | None = None) -> tuple[Dense, ...]:
     """Dense values in the order of declaration; of one side if named."""
     found = [
@@ -86,6 +92,7 @@ def _encoded_fields(
     return fields
 
 
+@lru_cache(maxsize=_SCHEMAS)
 def encoded_arrow(
     schema: Schema, *, labels: bool = True, side: BlockSide | None = None
 ) -> pa.Schema:

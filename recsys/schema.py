@@ -115,6 +115,9 @@ class Schema(Config):
             raise ValueError(problem)
         return self
 
+    def __hash__(self) -> int:
+        return hash(self.model_digest)
+
     @cached_property
     def task_names(self) -> tuple[str, ...]:
         return tuple(self.tasks)
