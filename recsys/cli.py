@@ -189,12 +189,22 @@ def export(
     run_directory: RunDirectory,
     bundle: Annotated[Path | None, typer.Argument(help="Default: bundle, beside the run.")] = None,
     checkpoint: Annotated[str, typer.Option(help="BEST, CURRENT or a version.")] = "BEST",
+    name: Annotated[str, typer.Option(help="The model's name in requests.")] = "default",
+    rows: Annotated[
+        Path | None,
+        typer.Option(
+            help="Raw rows (of `recsys rows`) to replay at every load, beside made-up ones."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Export a checkpoint to a bundle that serves without torch, its scores proven equal."""
     from recsys.export import export as run
+    from recsys.raw import read_rows
 
-    published = run(run_directory, bundle or run_directory.parent / "bundle", checkpoint=checkpoint)
+    root = bundle or run_directory.parent / "bundle"
+    golden = None if rows is None else read_rows(rows)
+    published = run(run_directory, root, checkpoint=checkpoint, name=name, rows=golden)
     _show(
         {"bundle": str(published.path), "version": published.version, "digest": published.digest},
         f"bundle {published.version} published, digest {published.digest[:12]}, scores equal to the model's\n"

@@ -1,12 +1,25 @@
-"""Checked access to the columns of raw rows."""
+"""Checked access to raw rows and their columns."""
+
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from recsys.errors import DataError, nearest
 from recsys.schema import ARROW_TYPES, Schema
+
+
+def read_rows(rows: Path) -> pa.Table:
+    """The table of a Parquet file. Raises DataError when it is missing or cannot be read."""
+    try:
+        return pq.read_table(rows)
+    except FileNotFoundError as error:
+        raise DataError(f"{rows}: no such file; check the path") from error
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{rows}: not a readable Parquet file ({error})") from error
 
 
 def column_of(raw: pa.Table, name: str, schema: Schema, where: str) -> pa.Array:

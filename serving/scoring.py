@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recsys.errors import ConfigError, DataError
+from recsys.errors import ConfigError
+from recsys.raw import read_rows
 from serving.client import score_rows_over_http
 from serving.ranker import Ranker
 from serving.server import read_key
@@ -57,7 +57,7 @@ def score_file(
     """
     if (bundle is None) == (url is None):
         raise ConfigError("score: give either --bundle or --url, to say what scores the rows")
-    table = _read(rows)
+    table = read_rows(rows)
     if bundle is not None:
         scored = Ranker.load(bundle).score_rows(table)
     else:
@@ -70,15 +70,6 @@ def score_file(
         raise ConfigError(f"{scores}: cannot be written ({error}); choose another place") from error
     first = scored.slice(0, _SHOWN_ROWS).to_pylist()
     return ScoredFile(scores, scored.num_rows, tuple(scored.column_names), tuple(first))
-
-
-def _read(rows: Path) -> pa.Table:
-    try:
-        return pq.read_table(rows)
-    except FileNotFoundError as error:
-        raise DataError(f"{rows}: no such file; check the path") from error
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{rows}: not a readable Parquet file ({error})") from error
 
 
 def _cell(value: Any) -> str:
