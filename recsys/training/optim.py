@@ -47,6 +47,14 @@ class Schedule:
         return self.final_fraction + (1.0 - self.final_fraction) * left
 
 
+def is_decayed(name: str, parameter: Tensor) -> bool:
+    """Whether weight decay applies: to matrices, but not to biases (stacked over experts or not) and gates.
+
+    Pulling an output's bias to 0 would pull its base rate to one half, pulling a gate to 0 its mixture to uniform.
+    """
+    return parameter.ndim >= 2 and "bias" not in name and "gate" not in name
+
+
 class DenseOptimizer:
     """AdamW over dense parameters, named so that its state can be saved by name."""
 
@@ -55,9 +63,8 @@ class DenseOptimizer:
     ) -> None:
         self._named = {name: parameter for name, parameter in parameters if parameter.requires_grad}
         self._clip_norm = config.clip_norm
-        # Biases and gains are not decayed: pulling an output's bias to 0 would pull its base rate to one half.
-        decayed = [parameter for parameter in self._named.values() if parameter.ndim >= 2]
-        others = [parameter for parameter in self._named.values() if parameter.ndim < 2]
+        decayed = [item for name, item in self._named.items() if is_decayed(name, item)]
+        others = [item for name, item in self._named.items() if not is_decayed(name, item)]
         groups = [
             {"params": parameters, "weight_decay": decay}
             for parameters, decay in ((decayed, config.weight_decay), (others, 0.0))

@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from recsys.experiment import OptimizerConfig
-from recsys.training.optim import DenseOptimizer, Optimizer, Schedule
+from recsys.models import ModelConfig, build_program
+from recsys.training.optim import DenseOptimizer, Optimizer, Schedule, is_decayed
+from tests.samples import parse
 
 
 def test_warm_up_rises_to_one_and_decay_falls_to_the_final_fraction() -> None:
@@ -97,3 +99,15 @@ def test_tables_and_dense_parameters_follow_one_schedule() -> None:
     assert [optimizer.dense_lr(step) for step in range(5)] == pytest.approx(
         [0.05, 0.1, 0.1, 0.05, 0.0]
     )
+
+
+def test_weight_decay_spares_the_biases_and_gates_of_every_stage() -> None:
+    program = build_program(parse(), ModelConfig(), seed=0)
+    decayed = {name for name, item in program.named_parameters() if is_decayed(name, item)}
+
+    assert decayed == {
+        "mixing.bank.weights.0",
+        "mixing.bank.weights.1",
+        "heads.bank.weights.0",
+        "heads.weight",
+    }
