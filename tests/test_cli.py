@@ -4,11 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from recsys.cli import app
+from recsys.cli import app, main
 
 COMMANDS = [
     str(command.name or command.callback.__name__)
@@ -17,14 +19,29 @@ COMMANDS = [
 ]
 
 
-def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """The command line in a process of its own, as a user has it."""
-    code = "from recsys.cli import main; main()"
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
-    command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended and what it printed."""
+
+    code: object
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Ended]:
+    """The command line in an empty folder, in this process: its start alone takes a second."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(*arguments: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["recsys", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return Ended(ended.value.code, *capsys.readouterr())
+
+    return command
 
 
 def test_the_stages_are_all_there() -> None:
@@ -83,30 +100,41 @@ MISTAKES = [
     ("arguments", "sentence"), MISTAKES, ids=[" ".join(arguments) for arguments, _ in MISTAKES]
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(
-    arguments: list[str], sentence: str, tmp_path: Path
+    arguments: list[str], sentence: str, tmp_path: Path, run: Callable[..., Ended]
 ) -> None:
     (tmp_path / "pipeline.toml").write_text('[sorce]\npath = "x"\n')
     (tmp_path / "text.parquet").write_text("no parquet")
-    result = run(*arguments, folder=tmp_path)
+    ended = run(*arguments)
 
-    assert result.returncode == 2, result.stderr
-    assert result.stderr.startswith(sentence)
-    assert result.stderr.count("\n") == 1
-    assert result.stdout == ""
+    assert ended.code == 2
+    assert ended.err.startswith(sentence)
+    assert ended.err.count("\n") == 1
+    assert ended.out == ""
 
 
 def test_a_traceback_only_when_asked_for(tmp_path: Path) -> None:
-    result = run("train", "nowhere.toml", "--traceback", folder=tmp_path)
+    command = [sys.executable, "-c", "from recsys.cli import main; main()", "check", "nowhere.toml"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
 
-    assert result.returncode == 1
-    assert "Traceback" in result.stderr
-    assert "no such file" in result.stderr
+    def stderr(*more: str) -> str:
+        result = subprocess.run(
+            [*command, *more],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return result.stderr
+
+    assert "Traceback" not in stderr()
+    assert "Traceback" in stderr("--traceback")
 
 
-def test_results_are_json_on_demand(tmp_path: Path) -> None:
-    result = run("architectures", "--json", folder=tmp_path)
+def test_results_are_json_on_demand(run: Callable[..., Ended]) -> None:
+    ended = run("architectures", "--json")
 
-    assert {(item["stage"], item["kind"]) for item in json.loads(result.stdout)} >= {
+    assert {(item["stage"], item["kind"]) for item in json.loads(ended.out)} >= {
         ("mixing", "mmoe"),
         ("mixing", "shared_bottom"),
         ("bottom", "flat"),
