@@ -104,6 +104,12 @@ def test_a_block_is_left_out_only_with_a_reason() -> None:
     assert all(len(str(block.value).split()) >= 2 for block in left_out)
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_link_inside_the_repository_leads_somewhere(document: Path) -> None:
+    targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8"))
+    assert not [target for target in targets if not (document.parent / target).exists()]
+
+
 def test_continuous_integration_runs_the_two_commands_of_the_readme() -> None:
     first = next(block for block in _blocks(ROOT / "README.md") if block.language == "sh")
     commands = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
