@@ -226,6 +226,15 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if usable and name != "cpu" else "cpu")
 
 
+def choose_threads(asked: int | None) -> int:
+    """Threads of one operator: as asked, else half of the cores that this process may use.
+
+    The feed and the system get the rest: operators wait for their slowest thread, so one core that is busy elsewhere
+    costs more than a second thread gains. Torch's own choice, which heeds OMP_NUM_THREADS, is the limit.
+    """
+    return asked or max(1, min(torch.get_num_threads(), len(os.sched_getaffinity(0)) // 2))
+
+
 def _require_free(path: Path) -> None:
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return

@@ -34,7 +34,7 @@ from recsys.report import (
     render_table,
     write_report,
 )
-from recsys.run import BEST, TrainedRun, choose_device, load_run, open_run
+from recsys.run import BEST, TrainedRun, choose_device, choose_threads, load_run, open_run
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +71,7 @@ def evaluate(
     day, ConfigError when no days are named, and DataError for rows that cannot be measured.
     """
     experiment = open_run(run).experiment
+    torch.set_num_threads(choose_threads(experiment.train.threads))
     trained = load_run(run, checkpoint=checkpoint, device=choose_device(experiment.train.device))
     names = day_names(days) if days is not None else experiment.data.test
     if names is None:

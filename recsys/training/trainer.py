@@ -8,7 +8,6 @@ function of the step, a checkpoint holds every state that a step changes, and ev
 """
 
 import logging
-import os
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -27,7 +26,7 @@ from recsys.evaluation.metrics import evaluate_tasks
 from recsys.experiment import Experiment, load_experiment
 from recsys.feed import START, Feed
 from recsys.models.precision import use_fast_float32
-from recsys.run import RunDirectory, choose_device, create_run, new_model, open_run
+from recsys.run import RunDirectory, choose_device, choose_threads, create_run, new_model, open_run
 from recsys.training.checkpoint import Progress, mark_best, read_progress, restore, save_checkpoint
 from recsys.training.journal import Journal, Record, progress_to
 from recsys.training.objective import Loss, build_objective
@@ -217,7 +216,7 @@ class _Window:
 def _fit(run: RunDirectory) -> FinishedRun:
     began = time.perf_counter()
     settings = run.experiment.train
-    torch.set_num_threads(settings.threads or available_threads())
+    torch.set_num_threads(choose_threads(settings.threads))
     use_fast_float32(choose_device(settings.device))
     training = Training(run)
     logger.info(
@@ -325,8 +324,3 @@ def _require_same(run: RunDirectory, asked: Experiment) -> None:
             f"{run.path}: was started with another experiment ({'; '.join(differences[:3])}); "
             "restore it, or train a new run in another directory"
         )
-
-
-def available_threads() -> int:
-    """Cores that this process may use, no more than torch's own choice, which heeds OMP_NUM_THREADS."""
-    return max(1, min(torch.get_num_threads(), len(os.sched_getaffinity(0))))

@@ -23,8 +23,7 @@ from recsys.experiment import Experiment, load_experiment
 from recsys.feed import Feed, in_order
 from recsys.models import build_model
 from recsys.publish import versions
-from recsys.run import load_run, open_run
-from recsys.training import trainer
+from recsys.run import choose_threads, load_run, open_run
 from recsys.training.journal import read_records
 from recsys.training.selection import best_record, criterion_for
 from recsys.training.trainer import Training, train
@@ -448,5 +447,6 @@ def test_a_run_directory_opens_to_what_was_asked_for(data: SmallData, tmp_path: 
     )
 
 
-def test_threads_are_those_that_the_process_may_use() -> None:
-    assert 1 <= trainer.available_threads() <= len(os.sched_getaffinity(0))
+def test_threads_are_half_the_cores_unless_asked_for() -> None:
+    assert 1 <= choose_threads(None) <= max(1, len(os.sched_getaffinity(0)) // 2)
+    assert choose_threads(3) == 3
