@@ -27,7 +27,7 @@ def convert(values: pa.Array, dtype: str, *, unit: Unit | None = None) -> pa.Arr
     Raises DataError when the whole column is of another family, and pa.ArrowInvalid when a value does not fit.
     """
     target = ARROW_TYPES[dtype]
-    values = _plain(values)
+    values = plain(values)
     if pa.types.is_null(values.type) or values.type == target:
         return values.cast(target)
     if not pa.types.is_list(target):
@@ -36,7 +36,7 @@ def convert(values: pa.Array, dtype: str, *, unit: Unit | None = None) -> pa.Arr
         raise _other_family(values.type, dtype)
     # Rebuilt from its flat values, so that each value obeys the rules of its own family.
     values = values.cast(pa.list_(values.type.value_type))
-    flat = _scalars(_plain(values.flatten()), target.value_type, unit)
+    flat = _scalars(plain(values.flatten()), target.value_type, unit)
     lengths = values.value_lengths().fill_null(0)
     offsets = pa.concat_arrays([pa.array([0], pa.int32()), pc.cumulative_sum(lengths)])
     mask = values.is_null() if values.null_count else None
@@ -145,8 +145,8 @@ def _require_zero_or_one(values: pa.Array) -> None:
         raise pa.ArrowInvalid(f"{wrong[0]} is neither 0 nor 1")
 
 
-def _plain(values: pa.Array) -> pa.Array:
-    """Dictionaries decoded, large and view strings as plain strings, decimals as floats."""
+def plain(values: pa.Array) -> pa.Array:
+    """The same values without what only a file cares about: dictionaries, large and view strings, decimals."""
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
     if pa.types.is_large_string(values.type) or pa.types.is_string_view(values.type):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from recsys.config import Config
+from recsys.errors import DataError
 from recsys.hashing import hash_ids, splitmix64
 from recsys.raw import require_present
 
@@ -82,7 +83,17 @@ def by_time(times_B: pa.Array) -> Assigned:
 
 
 def by_column(values_B: pa.Array, shares: Mapping[str, float], *, seed: int) -> Assigned:
-    """Shares drawn by a seeded hash of a column's values. Raises DataError on a null."""
+    """Shares drawn by a seeded hash of a column's values. Raises DataError on a null and for what is no id."""
+    types = pa.types
+    if not (
+        types.is_string(values_B.type)
+        or types.is_integer(values_B.type)
+        or types.is_boolean(values_B.type)
+        or types.is_timestamp(values_B.type)
+    ):
+        raise DataError(
+            f"the column of the split is {values_B.type}; split by text, integers or timestamps"
+        )
     require_present(
         values_B,
         "the column of the split is null, so the row belongs to none; add a filter with not_null = true",

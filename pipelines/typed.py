@@ -5,7 +5,7 @@ from functools import partial
 
 import pyarrow as pa
 
-from pipelines.convert import Unit, convert, first_failure, parse
+from pipelines.convert import Unit, convert, first_failure, parse, plain
 from pipelines.files import RawBatch, Slice, read
 from recsys.errors import DataError
 from recsys.raw import one_array
@@ -15,7 +15,7 @@ from recsys.schema import Schema
 def read_typed(
     piece: Slice, columns: Sequence[str], *, schema: Schema, timestamps: Mapping[str, Unit]
 ) -> Iterator[RawBatch]:
-    """Batches of a slice whose declared columns have the schema's dtypes; others stay as the file types them.
+    """Batches of a slice whose declared columns have the schema's dtypes; others keep the file's family of types.
 
     Raises DataError naming file, row (counted from 1), column, value and what to do.
     """
@@ -28,7 +28,7 @@ def _typed(batch: RawBatch, name: str, schema: Schema, unit: Unit | None) -> pa.
     values = one_array(batch.table.column(name))
     dtype = schema.columns.get(name)
     if dtype is None:
-        return values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
+        return plain(values)
     if batch.file.csv is None:
         change = partial(convert, dtype=dtype, unit=unit)
     else:
