@@ -6,6 +6,7 @@ depend on the part alone, so both write the same bytes.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +81,7 @@ class PartJob:
 
 def encode_rows(encoder: Encoder, rows: Rows) -> pa.Table:
     """Encoded rows with their row keys. Raises DataError naming the file and the first row that cannot be encoded."""
-    return rows.checked(
-        lambda table: encoder.encode(table, row_key=rows.row_key_B[: table.num_rows])
-    )
+    return rows.checked(partial(encoder.encode, row_key=rows.row_key_B))
 
 
 @dataclass

@@ -205,7 +205,7 @@ class RowReader:
         rows = Rows(file, table, row_B, place_B, whole("", table.num_rows))
         if key_column is not None:
             rows = replace(rows, row_key_B=rows.checked(partial(_impression_keys, name=key_column)))
-        assigned = rows.checked(lambda some: self._split(file, some, place_B[: some.num_rows]))
+        assigned = rows.checked(lambda some: self._split(file, some, place_B))
         return replace(rows, table=table.select(list(self.plan.schema.columns)), assigned=assigned)
 
     def _split(self, file: DataFile, table: pa.Table, place_B: NDArray[np.int64]) -> Assigned:
