@@ -98,7 +98,11 @@ class Encoder:
                     )
                 case NumericFeature():
                     arrays[dense_column(name)] = pa.array(
-                        self._dense(name, item, number_of(values, item.column, where))
+                        _float32(
+                            self._dense(name, item, number_of(values, item.column, where)),
+                            item.column,
+                            where,
+                        )
                     )
         if side != "candidate":
             for sequence in self.schema.sequences:
@@ -180,12 +184,12 @@ class Encoder:
 
     def _dense(
         self, name: str, item: NumericFeature, number_B: NDArray[np.float64]
-    ) -> NDArray[np.float32]:
+    ) -> NDArray[np.float64]:
         moments = self.moments.get(name, Moments(0.0, 1.0))
         dense_B = (transformed(item, number_B) - moments.mean) / moments.std
         if item.clip is not None:
             dense_B = np.clip(dense_B, -item.clip, item.clip)
-        return np.nan_to_num(dense_B, nan=0.0).astype(np.float32)
+        return np.where(np.isnan(dense_B), 0.0, dense_B)
 
     def _tokens(self, raw: pa.Table, sequence_name: str) -> dict[str, pa.Array]:
         sequence = self.schema.sequences[sequence_name]
@@ -238,7 +242,7 @@ class Encoder:
             if task.kind == "binary":
                 _require_binary(label_B, observed_B, task.label, where)
             arrays[label_column(name)] = pa.array(
-                np.where(observed_B, label_B, 0.0).astype(np.float32)
+                _float32(np.where(observed_B, label_B, 0.0), task.label, where)
             )
             arrays[observed_column(name)] = pa.array(observed_B)
         return arrays
@@ -256,7 +260,7 @@ class Encoder:
                 f"column {name!r}: sample weight {weight_B[wrong[0]]}; a weight is a number >= 0, fill or filter",
                 row=int(wrong[0]),
             )
-        return pa.array(weight_B.astype(np.float32))
+        return pa.array(_float32(weight_B, name, "keys.sample_weight"))
 
     def _group(self, raw: pa.Table, keys_B: NDArray[np.int64]) -> pa.Array:
         """Hash of the user, for metrics by user; a row without a user is a group of its own."""
@@ -309,6 +313,17 @@ def read_encoder(directory: Path) -> Encoder:
             f"{file}: its content does not match its digest; the copy is damaged, fit it again"
         )
     return encoder
+
+
+def _float32(number_B: NDArray[np.float64], column: str, where: str) -> NDArray[np.float32]:
+    """The nearest float32 of each number. Raises DataError for one that would become infinite."""
+    wrong = np.flatnonzero(np.abs(number_B) > np.finfo(np.float32).max)
+    if len(wrong):
+        raise DataError(
+            f"{where}, column {column!r}: {number_B[wrong[0]]:g} is beyond what a float32 holds; scale or filter it",
+            row=int(wrong[0]),
+        )
+    return number_B.astype(np.float32)
 
 
 def _hashed_rows(values_N: pa.Array, table: Table) -> NDArray[np.int64]:

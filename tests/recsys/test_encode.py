@@ -14,6 +14,7 @@ from recsys.encode import Encoder, load_encoder, read_encoder
 from recsys.errors import ArtifactError, ConfigError, DataError
 from recsys.fitting import fit
 from recsys.layout import encoded_arrow
+from recsys.schema import Schema
 from tests.samples import parse, rows, tree
 
 
@@ -238,6 +239,35 @@ def test_a_negative_or_missing_sample_weight_is_refused(weight: float | None) ->
 
     with pytest.raises(DataError, match="sample weight"):
         fit(parse(changed), [raw]).encode(raw)
+
+
+def _with_number(change: dict[str, Any]) -> Schema:
+    changed = tree()
+    changed["columns"]["number"] = "float64"
+    for section, items in change.items():
+        changed[section] |= items
+    return parse(changed)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"keys": {"sample_weight": "number"}},
+        {"tasks": {"number": {"label": "number", "kind": "regression"}}},
+        {"features": {"number": {"kind": "numeric", "normalize": "none", "clip": None}}},
+    ],
+    ids=["weight", "label", "feature"],
+)
+def test_a_number_beyond_float32_is_refused_with_its_row(change: dict[str, Any]) -> None:
+    schema = _with_number(change)
+    good, bad = (
+        rows(2).append_column("number", pa.array([1.0, number])) for number in (3e38, 4e38)
+    )
+    encoder = fit(schema, [good])
+
+    encoder.encode(good)
+    with pytest.raises(DataError, match=r"row 1: .*column 'number': 4e\+38 is beyond"):
+        encoder.encode(bad)
 
 
 def test_no_rows_to_fit_on_is_an_error() -> None:
