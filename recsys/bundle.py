@@ -36,6 +36,7 @@ from recsys.errors import ArtifactError
 from recsys.gather import Float32Array, SideBlocks, SideLayout, gather
 from recsys.golden import Golden, read_golden
 from recsys.layout import BlockSide
+from recsys.measures import probability
 from recsys.publish import Published, resolve
 from recsys.request_rows import RequestColumns, RequestEncoder
 from recsys.schema import Schema
@@ -58,8 +59,8 @@ class Parity:
         expected, found = expected_NT.astype(np.float64), found_NT.astype(np.float64)
         logit = np.abs(expected - found) / np.maximum(1.0, np.abs(expected))
         binary = [task.kind == "binary" for task in schema.tasks.values()]
-        probability = np.abs(_sigmoid(expected) - _sigmoid(found))[:, binary]
-        return cls(float(logit.max(initial=0.0)), float(probability.max(initial=0.0)))
+        apart = np.abs(probability(expected) - probability(found))[:, binary]
+        return cls(float(logit.max(initial=0.0)), float(apart.max(initial=0.0)))
 
     @property
     def holds(self) -> bool:
@@ -284,7 +285,3 @@ def _read_json(file: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{file}: cannot be read ({error}); export again") from error
     return tree
-
-
-def _sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    return 1.0 / (1.0 + np.exp(-np.clip(logits, -700.0, 700.0)))

@@ -19,11 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.errors import ArtifactError
+from recsys.layout import entry_name
+from recsys.measures import Float64Array, probability
 from recsys.schema import Schema
 
 FORMAT_VERSION = 1
 CalibratorKind = Literal["identity"]
-Float64Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -66,16 +67,6 @@ class TaskScores:
         return self.value[entry] if entry in self.value else self.p[entry]
 
 
-def entry_names(schema: Schema) -> tuple[str, ...]:
-    """Every entry of the answer: tasks in the schema's order, each funnel step followed by its conditional."""
-    names: list[str] = []
-    for name, task in schema.tasks.items():
-        names.append(name)
-        if task.given is not None:
-            names.append(f"{name}|{task.given}")
-    return tuple(names)
-
-
 def task_scores(
     logits_NT: NDArray[np.float32], schema: Schema, *, calibrators: Calibrators
 ) -> TaskScores:
@@ -84,7 +75,7 @@ def task_scores(
         task: logits_NT[:, index].astype(np.float64) for index, task in enumerate(schema.task_names)
     }
     binary = [name for name, task in schema.tasks.items() if task.kind == "binary"]
-    raw = {name: _sigmoid(logits[name]) for name in binary}
+    raw = {name: probability(logits[name]) for name in binary}
     p = {name: calibrators.calibrated(name, raw[name]) for name in binary}
     value = {name: logits[name] for name in schema.tasks if name not in raw}
     return TaskScores(_with_conditionals(schema, raw), _with_conditionals(schema, p), value)
@@ -134,15 +125,9 @@ def _with_conditionals(
             found[name] = np.minimum(marginal[name], parent)
             quotient = np.zeros_like(parent)
             np.divide(found[name], parent, out=quotient, where=parent > 0)
-            found[f"{name}|{given}"] = quotient
+            found[entry_name(name, given)] = quotient
         return found[name]
 
     for name in marginal:
         held(name)
     return found
-
-
-def _sigmoid(logits_N: Float64Array) -> Float64Array:
-    # The exponential of a negative number never overflows.
-    small = np.exp(-np.abs(logits_N))
-    return np.where(logits_N >= 0, 1.0, small) / (1.0 + small)

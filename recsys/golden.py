@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from recsys.encode import Encoder, Moments
 from recsys.errors import ArtifactError
+from recsys.layout import logit_column
 from recsys.schema import (
     ARROW_TYPES,
     BucketFeature,
@@ -53,7 +54,7 @@ class Golden:
         directory.mkdir()
         columns = dict(zip(self.candidates.column_names, self.candidates.columns, strict=True))
         pairs = pa.table(columns | {USER_OF_ROW: pa.array(self.user_of_row_N)})
-        logits = {f"logit:{task}": self.logits_NT[:, t] for t, task in enumerate(tasks)}
+        logits = {logit_column(task): self.logits_NT[:, t] for t, task in enumerate(tasks)}
         for name, table in zip(_PARTS, (self.user, pairs, pa.table(logits)), strict=True):
             file = str(directory / f"{name}.arrow")
             with pa.OSFile(file, "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
@@ -68,7 +69,7 @@ def read_golden(directory: Path, tasks: tuple[str, ...]) -> Golden:
             for name in _PARTS
         )
         logits_NT = np.stack(
-            [expected.column(f"logit:{task}").to_numpy() for task in tasks], axis=1
+            [expected.column(logit_column(task)).to_numpy() for task in tasks], axis=1
         )
         user_of_row_N = pairs.column(USER_OF_ROW).to_numpy()
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:

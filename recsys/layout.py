@@ -1,4 +1,4 @@
-"""The order of everything numeric that a schema implies: sparse slots, dense values, encoded columns.
+"""The order of everything numeric that a schema implies: sparse slots, dense values, encoded columns; and their names.
 
 Collation, models, bundles and the encoder read their column order from here and nowhere else.
 """
@@ -112,8 +112,27 @@ def observed_column(task: str) -> str:
     return f"observed:{task}"
 
 
+def logit_column(task: str) -> str:
+    return f"logit:{task}"
+
+
 def kept_column(name: str) -> str:
     return f"keep:{name}"
+
+
+def entry_name(task: str, given: str | None = None) -> str:
+    """Name of an entry of reports and answers: `purchase` over all impressions, `purchase|click` on clicked ones."""
+    return task if given is None else f"{task}|{given}"
+
+
+def entry_names(schema: Schema) -> tuple[str, ...]:
+    """Every entry: tasks in the schema's order, each funnel step followed by its conditional."""
+    names: list[str] = []
+    for name, task in schema.tasks.items():
+        names.append(name)
+        if task.given is not None:
+            names.append(entry_name(name, task.given))
+    return tuple(names)
 
 
 def _feature_slots(schema: Schema) -> Iterable[Slot]:

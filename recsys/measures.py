@@ -219,9 +219,11 @@ def predicted_over_observed(rows: ScoredRows) -> float | None:
 
 
 def probability(logits_B: AnyArray) -> Float64Array:
-    """Sigmoid in float64, without overflow."""
+    """Sigmoid in float64, without overflow and, for a logit that is not finite, without a warning."""
     logits = np.asarray(logits_B, dtype=np.float64)
-    return np.asarray(np.exp(-np.logaddexp(0.0, -logits)))
+    # The exponential of a negative number never overflows.
+    small = np.exp(-np.abs(logits))
+    return np.where(logits >= 0, 1.0, small) / (1.0 + small)
 
 
 def logit(probability_B: AnyArray) -> Float64Array:

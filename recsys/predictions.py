@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from recsys.errors import ArtifactError, DataError, nearest
-from recsys.layout import encoded_arrow, kept_column, label_column, observed_column
+from recsys.layout import encoded_arrow, kept_column, label_column, logit_column, observed_column
 from recsys.measures import (
     AnyArray,
     Int64Array,
@@ -42,15 +42,6 @@ class Predictions:
     source: str
     row_key_B: Int64Array
     rows: ScoredRows
-
-
-def entry_name(task: str, given: str | None = None) -> str:
-    """Name of a metric entry: `purchase` over all impressions, `purchase|click` on the clicked ones alone."""
-    return task if given is None else f"{task}|{given}"
-
-
-def logit_column(task: str) -> str:
-    return f"logit:{task}"
 
 
 def predictions_arrow(schema: Schema) -> pa.Schema:

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.calibrate import TaskScores, entry_names
+from recsys.calibrate import TaskScores
 from recsys.errors import ArtifactError, ConfigError, nearest
+from recsys.layout import entry_names
 from recsys.schema import Schema
 
 FORMAT_VERSION = 1

@@ -24,7 +24,7 @@ import msgspec
 import numpy as np
 from msgspec import UNSET, Meta, UnsetType
 
-from recsys.calibrate import entry_names
+from recsys.layout import entry_names
 from recsys.request_rows import RequestColumns
 from recsys.schema import Schema
 from serving.decoding import count_keys, decode, refusal, refuse_duplicate_keys

@@ -10,6 +10,7 @@ import numpy as np
 from recsys.compare import delong, delong_difference
 from recsys.errors import DataError
 from recsys.evaluation.outcomes import Outcomes
+from recsys.layout import entry_name
 from recsys.measures import (
     AnyArray,
     BoolArray,
@@ -25,7 +26,6 @@ from recsys.measures import (
     scored_rows,
     weighted_mean,
 )
-from recsys.predictions import entry_name
 from recsys.report import BinaryMetrics, Entry, Gauc, ReferenceComparison, RegressionMetrics
 from recsys.schema import Task
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from recsys.errors import ConfigError, DataError, nearest
-from recsys.predictions import entry_name
+from recsys.layout import entry_name
 from recsys.report import BinaryMetrics, Entry
 from recsys.schema import Schema
 

@@ -13,12 +13,12 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from recsys.bundle import KIND, Bundle, Parity, load_bundle, map_table
-from recsys.calibrate import Calibrators, entry_names, read_calibrators, task_scores
+from recsys.calibrate import Calibrators, read_calibrators, task_scores
 from recsys.collate import Packed
 from recsys.errors import ArtifactError, ConfigError
 from recsys.gather import SideLayout, gather
 from recsys.golden import made_up_rows
-from recsys.layout import slots
+from recsys.layout import entry_names, slots
 from recsys.publish import MANIFEST, Published, publication, resolve
 from recsys.request_rows import RequestColumns, RequestEncoder
 from recsys.utility import identity_utility, read_utility

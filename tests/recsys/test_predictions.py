@@ -12,11 +12,10 @@ from recsys.compare import compare_predictions
 from recsys.errors import ArtifactError, DataError
 from recsys.evaluation.metrics import evaluate_tasks
 from recsys.evaluation.outcomes import OutcomeAccumulator
-from recsys.layout import encoded_arrow
+from recsys.layout import encoded_arrow, entry_name
 from recsys.measures import Float64Array, auc, log_loss
 from recsys.predictions import (
     PredictionWriter,
-    entry_name,
     predictions_arrow,
     predictions_table,
     read_predictions,
