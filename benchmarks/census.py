@@ -72,7 +72,7 @@ def _print(found: dict[str, list[float]]) -> None:
             f"{name} {mean - value:+.4f}" for name, value in PUBLISHED[task].items()
         )
         print(
-            f"{task:14} {mean:.4f} +- {error:.4f} ({len(values)} seeds); minus published: {against}"
+            f"{task:14} {mean:.5f} +- {error:.5f} ({len(values)} seeds); minus published: {against}"
         )
 
 
