@@ -169,6 +169,14 @@ def mix(gate_BTE: Tensor, experts_BEH: Tensor) -> Tensor:
     return torch.bmm(gate_BTE.to(experts_BEH.dtype), experts_BEH)
 
 
+def shared_input(x: Tensor) -> Tensor:
+    """[B, I]: what experts and gates that all tasks share read; of [B, T, I], an input a task, the mean over tasks.
+
+    Equal inputs for all tasks then give what the one input gives.
+    """
+    return x if x.dim() == 2 else x.mean(dim=1)
+
+
 def choose_form(x: Tensor) -> Form:
     """The form for this device; `benchmarks/experts.py` prints the measurements behind it.
 

@@ -5,8 +5,7 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from recsys.models.experts import ExpertBank, Gates, mix
-from recsys.models.mixing.inputs import shared_input
+from recsys.models.experts import ExpertBank, Gates, mix, shared_input
 from recsys.models.probe import Watched
 from recsys.models.stages import Hidden, StageConfig
 
