@@ -12,7 +12,7 @@ from serving.wire import UtilityName
 
 VERSION = "1.0.0"
 _REF = "#/components/schemas/{name}"
-_RANK_PROBLEMS = (400, 401, 404, 408, 409, 413, 415, 422, 500, 503)
+_RANK_PROBLEMS = (400, 401, 404, 408, 409, 413, 415, 422, 500)
 
 
 class ModelSummary(msgspec.Struct, frozen=True):

@@ -1,7 +1,5 @@
 """Errors as callers see them: RFC 9457 `application/problem+json`, without stack traces or paths."""
 
-from typing import Any
-
 import msgspec
 
 from recsys.errors import RequestError
@@ -48,13 +46,3 @@ def problem_of(error: RequestError, *, request_id: str) -> Problem:
     """The problem document of a request error."""
     status, title = PROBLEMS[error.code]
     return Problem(status, error.code, title, str(error), request_id, error.pointer or None)
-
-
-def not_found(detail: str) -> RequestError:
-    return RequestError(detail, code="NOT_FOUND")
-
-
-def problem_schema(definitions: dict[str, Any]) -> None:
-    """Add the Problem component to an OpenAPI document's definitions."""
-    _, found = msgspec.json.schema_components([Problem], ref_template="#/components/schemas/{name}")
-    definitions |= found
