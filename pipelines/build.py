@@ -23,12 +23,11 @@ from pipelines.rows import RowReader, Rows, Tally, open_rows
 from recsys.encode import Encoder, load_encoder
 from recsys.errors import ArtifactError, DataError, nearest
 from recsys.fitting import fit as fit_encoder
-from recsys.publish import publication
+from recsys.publish import publication, remove_abandoned
 
 logger = logging.getLogger(__name__)
 
 _STAGING_PREFIX = ".building-"
-_ABANDONED_SECONDS = 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -136,9 +135,7 @@ def _staging(data_root: Path) -> Iterator[Path]:
     """A directory beside the days, on the same file system, for files that are not published yet."""
     try:
         data_root.mkdir(parents=True, exist_ok=True)
-        for entry in data_root.glob(f"{_STAGING_PREFIX}*"):
-            if time.time() - entry.stat().st_mtime > _ABANDONED_SECONDS:
-                shutil.rmtree(entry, ignore_errors=True)
+        remove_abandoned(data_root, prefix=_STAGING_PREFIX)
         staging = Path(tempfile.mkdtemp(prefix=_STAGING_PREFIX, dir=data_root))
     except OSError as error:
         raise ArtifactError(

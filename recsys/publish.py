@@ -74,7 +74,7 @@ def publication(
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(root)
+        remove_abandoned(root, prefix=_DRAFT_PREFIX)
         path = root / f"{_DRAFT_PREFIX}{_new_version()}"
         path.mkdir()
     except OSError as error:
@@ -139,7 +139,7 @@ def read_version(
         raise ArtifactError(
             f"{path}: no {MANIFEST}, so this {kind} is unfinished or missing; publish it again"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(
             f"{path / MANIFEST}: damaged ({error}); publish this {kind} again"
         ) from error
@@ -178,6 +178,18 @@ def prune(root: Path, *, keep: int, pointers: tuple[str, ...] = (CURRENT,)) -> N
     for name in names[: max(0, len(names) - keep)]:
         if name not in pointed:
             shutil.rmtree(root / name)
+
+
+def remove_abandoned(root: Path, *, prefix: str) -> None:
+    """Remove what processes that were killed left under a root; what is young may still be written by a neighbour."""
+    for entry in root.glob(f"{prefix}*"):
+        try:
+            age_seconds = time.time() - entry.stat().st_mtime
+        except FileNotFoundError:
+            # The neighbour has published it meanwhile.
+            continue
+        if age_seconds > _ABANDONED_SECONDS:
+            shutil.rmtree(entry, ignore_errors=True)
 
 
 def file_digest(path: Path) -> str:
@@ -267,13 +279,6 @@ def _verify_file(
 def _new_version() -> str:
     now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
     return f"{now}-{secrets.token_hex(2)}"
-
-
-def _remove_abandoned(root: Path) -> None:
-    """Drafts of processes that were killed; young ones may still be written by a neighbour."""
-    for entry in root.glob(f"{_DRAFT_PREFIX}*"):
-        if time.time() - entry.stat().st_mtime > _ABANDONED_SECONDS:
-            shutil.rmtree(entry, ignore_errors=True)
 
 
 def _fsync(path: Path) -> None:

@@ -118,6 +118,30 @@ def test_a_missing_file_another_kind_and_an_empty_place_are_told_apart(tmp_path:
         resolve(tmp_path / "empty", kind="note")
 
 
+def test_what_a_killed_process_left_goes_and_what_a_neighbour_writes_stays(tmp_path: Path) -> None:
+    old, young = tmp_path / ".draft-old", tmp_path / ".draft-young"
+    old.mkdir()
+    young.mkdir()
+    os.utime(old, (0, 0))
+    # A draft that is published between the listing and the look at it is gone by then.
+    (tmp_path / ".draft-published").symlink_to(tmp_path / "gone")
+
+    put(tmp_path, "one")
+
+    assert read(tmp_path) == "one"
+    assert not old.exists()
+    assert young.exists()
+
+
+@pytest.mark.parametrize("text", ["7", '"text"', "[]", "{}", "null", "{"])
+def test_a_manifest_that_is_none_is_damaged(tmp_path: Path, text: str) -> None:
+    version = put(tmp_path, "one")
+    (tmp_path / version / "MANIFEST.json").write_text(text)
+
+    with pytest.raises(ArtifactError, match="damaged"):
+        resolve(tmp_path, kind="note")
+
+
 def test_a_pointer_cannot_lead_outside(tmp_path: Path) -> None:
     put(tmp_path / "root", "one")
     put(tmp_path / "other", "two")
