@@ -11,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from recsys.errors import RequestError
+from recsys.raw import number_of, one_array
 from serving.rows import score_table, select
 
 _TIMEOUT_SECONDS = 60.0
@@ -35,7 +36,7 @@ def score_rows_over_http(
     """The table that `Ranker.score_rows` gives, from a server's answers, all of one version of the model.
 
     Raises RequestError with the server's own words when it refuses a request or cannot be reached, and DataError for
-    rows without a column that the model reads.
+    rows without a column that the model reads or with a number that is not finite.
     """
     headers = {"Content-Type": "application/json"}
     if key is not None:
@@ -99,6 +100,10 @@ def _request(
 
 def _records(rows: pa.Table, columns: tuple[str, ...]) -> list[dict[str, Any]]:
     selected = select(rows, columns)
+    for name in columns:
+        if pa.types.is_floating(selected.column(name).type):
+            # JSON has no NaN: it would arrive as null, which means something else.
+            number_of(one_array(selected.column(name)), name, "rows")
     return selected.to_pylist() if columns else [{}] * rows.num_rows
 
 

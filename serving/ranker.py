@@ -112,14 +112,19 @@ class Ranker:
         `value:<task>`. Columns that no feature reads are passed over. Raises DataError.
         """
         starts = range(0, max(1, rows.num_rows), _CHUNK_ROWS)
-        chunks = [self._score_chunk(rows.slice(start, _CHUNK_ROWS)) for start in starts]
+        chunks = [self._score_chunk(rows, start) for start in starts]
         return score_table(rows, chunks, self.schema.keys.kept)
 
-    def _score_chunk(self, chunk: pa.Table) -> dict[str, NDArray[np.float64]]:
-        columns = self.wire.columns
+    def _score_chunk(self, rows: pa.Table, start: int) -> dict[str, NDArray[np.float64]]:
+        columns, chunk = self.wire.columns, rows.slice(start, _CHUNK_ROWS)
         user = select(chunk, (*columns.user, *columns.context))
         candidates = select(chunk, columns.candidate)
-        ranked = self.score(user, candidates, user_of_row_N=np.arange(chunk.num_rows))
+        try:
+            ranked = self.score(user, candidates, user_of_row_N=np.arange(chunk.num_rows))
+        except DataError as error:
+            if error.row is None:
+                raise
+            raise DataError(error.problem, row=start + error.row) from error
         found = {"score": _finite(ranked.score, ranked)}
         for entry in self.wire.entries:
             numbers = entry_numbers(ranked, entry)

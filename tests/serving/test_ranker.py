@@ -150,6 +150,13 @@ def test_rows_without_a_column_or_with_another_type_are_refused(ranker: Ranker) 
         ranker.score_rows(cast)
 
 
+def test_a_row_that_cannot_be_scored_is_counted_from_the_first(ranker: Ranker) -> None:
+    # Chunks are scored one after the other; this row lies in the second.
+    rows = pa.concat_tables([full_rows(200, seed=3)] * 25)
+    with pytest.raises(DataError, match=r"row 4500: .*column 'price': nan is not a finite number"):
+        ranker.score_rows(with_a_nan(rows, row=4500))
+
+
 def test_a_model_without_user_columns_ranks_and_scores() -> None:
     ranker = Ranker.load(columnless_user_bundle())
     features = {
@@ -202,12 +209,21 @@ def test_rows_score_over_http_as_in_this_process() -> None:
             score_rows_over_http(joined, url)
         with pytest.raises(RequestError, match="no model 'nope'"):
             score_rows_over_http(joined, url, key=key, model="nope")
+        with pytest.raises(DataError, match=r"row 1: .*column 'price': nan is not a finite number"):
+            score_rows_over_http(with_a_nan(joined), url, key=key)
     assert found.schema.equals(expected.schema)
     for name in expected.column_names:
         if pa.types.is_floating(expected[name].type):
             np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-6)
         else:
             assert found[name].equals(expected[name])
+
+
+def with_a_nan(rows: pa.Table, *, row: int = 1) -> pa.Table:
+    """The rows, one with a price that JSON could only carry as null."""
+    price = np.where(np.arange(rows.num_rows) == row, np.nan, 2.0)
+    index = rows.column_names.index("price")
+    return rows.set_column(index, "price", pa.array(price, rows.schema.field(index).type))
 
 
 def test_a_server_that_does_not_answer_is_a_clear_error() -> None:
