@@ -75,7 +75,11 @@ def read_records(file: Path) -> list[Record]:
 def _keep_records(file: Path, *, up_to_step: int) -> None:
     kept = [record for record in read_records(file) if record["step"] <= up_to_step]
     temporary = file.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+    with temporary.open("w", encoding="utf-8") as sink:
+        sink.writelines(json.dumps(record) + "\n" for record in kept)
+        sink.flush()
+        # What is renamed before it is on disk may come back empty after a power cut.
+        os.fsync(sink.fileno())
     os.replace(temporary, file)
 
 
