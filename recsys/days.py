@@ -1,5 +1,6 @@
 """Published days: which builds are read, whether they fit the encoder, and their rows by row group."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from recsys.errors import ArtifactError, DataError
 from recsys.layout import encoded_arrow, label_column, observed_column
 from recsys.publish import Published, resolve
 from recsys.schema import Schema
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -73,15 +76,18 @@ def open_days(
 ) -> Days:
     """The named days under a directory, each resolved to its current build, or to the version given for it.
 
+    Days that were built by different rules of `pipeline.toml` are read with a warning that names the first of each.
     Raises ArtifactError for a day that is missing, damaged or encoded for another schema or by another encoder, and
     DataError for one that cannot be read or when there are no rows at all.
     """
     builds: list[Build] = []
     groups: list[RowGroup] = []
+    day_of_rules: dict[str, str] = {}
     for name in names:
         path = directory / name if versions is None else directory / name / versions[name]
         day = resolve(path, kind="day")
         _require_lineage(day, encoder)
+        day_of_rules.setdefault(str(day.metadata.get("rules_digest")), name)
         found = [
             group
             for file in sorted(day.path.glob("part-*.parquet"))
@@ -97,6 +103,14 @@ def open_days(
     if not groups:
         raise DataError(
             f"{directory}: {', '.join(names)} hold no rows; build days with rows, or name others"
+        )
+    if len(day_of_rules) > 1:
+        # Not refused: another source changes the digest too, and the labels may still mean the same.
+        logger.warning(
+            "days.rules_differ directory=%s days=%s hint='built by different rules of pipeline.toml; "
+            "build all of them again unless that is meant'",
+            directory,
+            ",".join(day_of_rules.values()),
         )
     return Days(encoder.schema, tuple(builds), tuple(groups))
 

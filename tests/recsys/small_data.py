@@ -135,13 +135,20 @@ class SmallData:
         return self.publish(day, encoded, row_group=row_group)
 
     def publish(
-        self, day: str, encoded: pa.Table, *, row_group: int = 64, claimed_rows: int | None = None
+        self,
+        day: str,
+        encoded: pa.Table,
+        *,
+        row_group: int = 64,
+        claimed_rows: int | None = None,
+        rules_digest: str = "rules",
     ) -> Published:
         metadata = {
             "day": day,
             "rows": encoded.num_rows if claimed_rows is None else claimed_rows,
             "data_digest": self.schema.data_digest,
             "encoder_digest": self.encoder.digest,
+            "rules_digest": rules_digest,
         }
         half = encoded.num_rows // 2
         with publication(self.directory / day, kind="day", metadata=metadata) as draft:

@@ -162,6 +162,21 @@ def test_a_day_of_another_schema_or_encoder_is_refused(tmp_path: Path) -> None:
         open_days(data.directory, ["2026-01-01"], encoder=stranger)
 
 
+def test_days_built_by_different_rules_are_read_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = small_data(tmp_path, rows={"2026-01-01": 20, "2026-01-02": 20, "2026-01-03": 20})
+    names = ["2026-01-01", "2026-01-02", "2026-01-03"]
+    open_days(data.directory, names, encoder=data.encoder)
+    assert not caplog.records
+    encoded = data.encoder.encode(raw_rows(10, seed=9))
+    data.publish("2026-01-02", encoded, rules_digest="other rules")
+
+    assert open_days(data.directory, names, encoder=data.encoder).rows == 50
+    assert "rules_differ" in caplog.text
+    assert "days=2026-01-01,2026-01-02 " in caplog.text
+
+
 def test_a_missing_day_is_refused_by_name(data: SmallData) -> None:
     with pytest.raises(ArtifactError, match="2026-02-01"):
         open_days(data.directory, ["2026-02-01"], encoder=data.encoder)
