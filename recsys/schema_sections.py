@@ -104,7 +104,7 @@ class MultiValuedFeature(_Feature):
 
 
 class NumericFeature(_Feature):
-    """One dense number: signed log1p if asked, z-score over the training rows, clipped. Null becomes the mean, 0."""
+    """One dense number: signed log1p if asked, z-score over the training rows, clipped. Null becomes 0."""
 
     kind: Literal["numeric"]
     transform: Literal["none", "log1p"] = "none"
