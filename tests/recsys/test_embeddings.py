@@ -191,6 +191,31 @@ def test_tables_train_like_dense_ones_with_one_update_a_step(
         torch.testing.assert_close(module.optimizer_state()[name], sums[name], rtol=1e-5, atol=1e-6)
 
 
+@each_backend
+def test_a_batch_without_any_event_leaves_tables_of_events_alone(backend: str) -> None:
+    """Tables that nothing but a sequence reads get no id at all; with other batches before and after."""
+    seen = {"item": {"table": "seen_item"}, "tag": {"table": "seen_tag"}, "max_length": 5}
+    tables = TREE["tables"] | {
+        "seen_item": {"rows": 40, "dim": 8},
+        "seen_tag": {"rows": 20, "dim": 4},
+    }
+    tree = TREE | {"tables": tables, "sequences": {"seen": seen}}
+    schema = Schema.parse(tree, where="schema.toml")
+    module = embeddings(schema, backend, initial_deviation=0.5)
+    expected = {name: table.clone() for name, table in module.table_weights().items()}
+    batches = [
+        random_batch(schema, seed, longest=longest) for seed, longest in enumerate((5, 0, 5))
+    ]
+    module.set_learning_rate(RATE)
+    for batch in batches:
+        found = module(batch)
+        assert found.valid["seen"].any() == bool(batch.lengths_FB[-1].any())
+        some_loss(found).backward()  # type: ignore[no-untyped-call]
+    train_by_hand(schema, expected, batches, epsilon=1e-8, start=0.0)
+    for name, table in module.table_weights().items():
+        torch.testing.assert_close(table, expected[name], rtol=1e-5, atol=2e-6)
+
+
 def test_two_updates_a_step_would_be_noticed(schema: Schema) -> None:
     """Feature and sequence of one table as two steps: what looking the table up twice would do."""
     module = embeddings(schema, "plain", initial_deviation=0.5)

@@ -68,7 +68,8 @@ class TorchRecTables(nn.Module):
         found: dict[str, Tensor] = {}
         collections = self._collections()
         for spec, collection in zip(self._ragged_specs, collections, strict=False):
-            found[spec.name] = collection(_one_stream(bags[spec.name]))[_STREAM]
+            rows_MK = collection(_one_stream(bags[spec.name]))[_STREAM]
+            found[spec.name] = rows_MK[: len(_lengths(bags[spec.name]))]
         if self._pooled_specs:
             # As a dictionary: its one split has one backward, where each `pooled[name]` would fill all columns.
             pooled = collections[-1](_streams(self._pooled_specs, bags)).to_dict()
@@ -166,7 +167,10 @@ def _local(tensor: Any) -> Tensor:
 
 
 def _one_stream(bags: Bags) -> KeyedJaggedTensor:
+    """All bags of a table; where there are none, an empty one: TorchRec 1.8 fails on a stream without bags."""
     lengths_M = _lengths(bags)
+    if not len(lengths_M):
+        lengths_M = lengths_M.new_zeros(1)
     return KeyedJaggedTensor(
         keys=[_STREAM], values=bags.ids_N, lengths=lengths_M, stride=len(lengths_M)
     )
