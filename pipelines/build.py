@@ -221,6 +221,7 @@ def _publish(
         "rows": rows,
         "data_digest": plan.schema.data_digest,
         "encoder_digest": job.encoder.digest,
+        "labels_digest": plan.labels_digest,
         "rules_digest": plan.rules_digest,
     }
     with publication(data_root / day, kind="day", metadata=metadata) as draft:

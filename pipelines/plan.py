@@ -148,6 +148,19 @@ class Plan:
         return name in (fit_on.names if isinstance(fit_on, Days) else fit_on)
 
     @cached_property
+    def labels_digest(self) -> str:
+        """SHA-256 over the rules that make the columns of the tasks: rows labelled otherwise do not mix with these."""
+        named = {
+            column for task in self.schema.tasks.values() for column in (task.label, task.mask)
+        }
+        rules = {
+            name: rule.model_dump(mode="json")
+            for name, rule in self.settings.labels.items()
+            if name in named
+        }
+        return hashlib.sha256(canonical_json(rules)).hexdigest()
+
+    @cached_property
     def rules_digest(self) -> str:
         """SHA-256 over what changes the content of rows, paths left out: reading, joins, labels, histories, filters."""
         names = ("csv", "timestamps", "joins", "labels", "filters", "histories")

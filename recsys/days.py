@@ -25,6 +25,7 @@ class Build:
     day: str
     version: str
     rows: int
+    labels_digest: str
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,11 @@ class Days:
         self.builds = builds
         self.groups = groups
         self.rows = sum(group.rows for group in groups)
+
+    @property
+    def labels_digest(self) -> str:
+        """Digest of the label rules, the same for all of these days."""
+        return self.builds[0].labels_digest
 
     def label_means(self, *, up_to_rows: int = 1_000_000) -> dict[str, float]:
         """Each task's mean label by sample weight over its observed rows among the first ones; 0 if it has none."""
@@ -73,12 +79,14 @@ def open_days(
     *,
     encoder: Encoder,
     versions: Mapping[str, str] | None = None,
+    labels_digest: str | None = None,
 ) -> Days:
     """The named days under a directory, each resolved to its current build, or to the version given for it.
 
     Days that were built by different rules of `pipeline.toml` are read with a warning that names the first of each.
-    Raises ArtifactError for a day that is missing, damaged or encoded for another schema or by another encoder, and
-    DataError for one that cannot be read or when there are no rows at all.
+    Raises ArtifactError for a day that is missing, damaged, encoded for another schema or by another encoder, or
+    labelled by other rules than the first (than those of `labels_digest` if given), and DataError for one that cannot
+    be read or when there are no rows at all.
     """
     builds: list[Build] = []
     groups: list[RowGroup] = []
@@ -98,7 +106,12 @@ def open_days(
             raise DataError(
                 f"{day.path}: holds {rows} rows, its manifest says {day.metadata['rows']}; build it again"
             )
-        builds.append(Build(name, day.version, rows))
+        builds.append(Build(name, day.version, rows, str(day.metadata["labels_digest"])))
+        if builds[-1].labels_digest != (labels_digest or builds[0].labels_digest):
+            first = "the days trained on were" if labels_digest else f"{names[0]} was"
+            raise ArtifactError(
+                f"{day.path}: labelled by other rules of pipeline.toml than {first}; build both by the same rules"
+            )
         groups += [group for group in found if group.rows]
     if not groups:
         raise DataError(

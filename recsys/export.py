@@ -65,7 +65,12 @@ def export(
     """
     trained = load_run(run, checkpoint=checkpoint)
     data = trained.experiment.data
-    days = open_days(data.directory, data.validation, encoder=trained.encoder)
+    days = open_days(
+        data.directory,
+        data.validation,
+        encoder=trained.encoder,
+        labels_digest=trained.labels_digest,
+    )
     with closing(in_order(days, batch_size=_VALIDATION_ROWS)) as batches:
         validation = next(batches).encoded
     return write_bundle(

@@ -83,6 +83,11 @@ class TrainedRun:
     model: RankingModel
 
     @property
+    def labels_digest(self) -> str:
+        """Digest of the label rules of the days trained on."""
+        return str(self.checkpoint.metadata["labels_digest"])
+
+    @property
     def experiment(self) -> Experiment:
         return self.directory.experiment
 

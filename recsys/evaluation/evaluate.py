@@ -78,7 +78,12 @@ def evaluate(
         raise ConfigError(
             f"{run}: the experiment names no test days; add data.test, or name days to evaluate"
         )
-    opened = open_days(experiment.data.directory, names, encoder=trained.encoder)
+    opened = open_days(
+        experiment.data.directory,
+        names,
+        encoder=trained.encoder,
+        labels_digest=trained.labels_digest,
+    )
     metadata = trained.directory.digests | {
         "checkpoint": trained.checkpoint.version,
         "days": list(names),

@@ -61,7 +61,10 @@ def save_checkpoint(
     run: RunDirectory, model: RankingModel, optimizer: DenseOptimizer, progress: Progress
 ) -> Published:
     """Publish a checkpoint and move CURRENT to it."""
-    metadata = run.digests | {"step": progress.step}
+    metadata = run.digests | {
+        "step": progress.step,
+        "labels_digest": progress.train[0].labels_digest,
+    }
     with publication(run.checkpoints, kind=CHECKPOINT_KIND, metadata=metadata) as draft:
         write_weights(draft.path, model)
         write_tensors(draft.path / _TABLE_OPTIMIZER, model.embeddings.optimizer_state())

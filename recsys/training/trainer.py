@@ -98,7 +98,9 @@ class Training:
         pinned = found[1] if found is not None else None
         self.train_days = self._days(experiment.data.train, pinned.train if pinned else None)
         self.validation_days = self._days(
-            experiment.data.validation, pinned.validation if pinned else None
+            experiment.data.validation,
+            pinned.validation if pinned else None,
+            labels_digest=self.train_days.labels_digest,
         )
         self.feed = Feed(
             self.train_days,
@@ -167,10 +169,22 @@ class Training:
         )
         save_checkpoint(self.run, self.model, self.optimizer.dense, progress)
 
-    def _days(self, names: Sequence[str], builds: Sequence[Build] | None) -> Days:
+    def _days(
+        self,
+        names: Sequence[str],
+        builds: Sequence[Build] | None,
+        *,
+        labels_digest: str | None = None,
+    ) -> Days:
         versions = None if builds is None else {build.day: build.version for build in builds}
         directory = self.run.experiment.data.directory
-        return open_days(directory, names, encoder=self.run.encoder, versions=versions)
+        return open_days(
+            directory,
+            names,
+            encoder=self.run.encoder,
+            versions=versions,
+            labels_digest=labels_digest,
+        )
 
     def _diverged(self, batch: Batch, loss: Loss, norm: Tensor) -> str:
         values = zip(self.run.schema.task_names, loss.by_task_T.tolist(), strict=True)

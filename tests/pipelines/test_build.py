@@ -3,6 +3,7 @@
 import json
 import logging
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,7 @@ def test_a_published_day_says_what_it_is(tmp_path: Path) -> None:
     assert published.metadata["data_digest"] == schema.data_digest
     assert published.metadata["encoder_digest"] == encoder.digest
     assert published.metadata["rules_digest"] == small.plan().rules_digest
+    assert published.metadata["labels_digest"] == small.plan().labels_digest
     assert day(small, "2026-10-02").schema.equals(encoded_arrow(schema))
 
 
@@ -375,6 +377,18 @@ def test_rules_change_the_rules_digest_and_paths_do_not(tmp_path: Path) -> None:
     assert small.plan().rules_digest == before
     small.pipeline += '\n[[filters]]\ncolumn = "item"\nabove = 1\n'
     assert small.plan().rules_digest != before
+
+
+def test_only_rules_of_the_tasks_columns_change_the_labels_digest(tmp_path: Path) -> None:
+    small = parquet_pipeline(tmp_path, {})
+
+    def digest(rules: str) -> str:
+        return replace(small, pipeline=small.pipeline + rules).plan().labels_digest
+
+    clicked = '\n[labels]\nclicked = { column = "price", at_least = 1.0 }\n'
+    assert digest('\n[[filters]]\ncolumn = "item"\nabove = 1\n') == digest("")
+    assert digest('\n[labels]\nunused = { column = "price", at_least = 1.0 }\n') == digest("")
+    assert len({digest(""), digest(clicked), digest(clicked.replace("1.0", "2.0"))}) == 3
 
 
 def test_a_summary_is_plain_json(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

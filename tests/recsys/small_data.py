@@ -142,6 +142,7 @@ class SmallData:
         row_group: int = 64,
         claimed_rows: int | None = None,
         rules_digest: str = "rules",
+        labels_digest: str = "labels",
     ) -> Published:
         metadata = {
             "day": day,
@@ -149,6 +150,7 @@ class SmallData:
             "data_digest": self.schema.data_digest,
             "encoder_digest": self.encoder.digest,
             "rules_digest": rules_digest,
+            "labels_digest": labels_digest,
         }
         half = encoded.num_rows // 2
         with publication(self.directory / day, kind="day", metadata=metadata) as draft:

@@ -177,6 +177,18 @@ def test_days_built_by_different_rules_are_read_with_a_warning(
     assert "days=2026-01-01,2026-01-02 " in caplog.text
 
 
+def test_days_labelled_by_different_rules_do_not_mix(tmp_path: Path) -> None:
+    data = small_data(tmp_path, rows={"2026-01-01": 20, "2026-01-02": 20})
+    data.publish("2026-01-02", data.encoder.encode(raw_rows(10, seed=9)), labels_digest="other")
+
+    with pytest.raises(
+        ArtifactError, match=r"2026-01-02.*labelled by other rules.*than 2026-01-01 was"
+    ):
+        open_days(data.directory, ["2026-01-01", "2026-01-02"], encoder=data.encoder)
+    with pytest.raises(ArtifactError, match="than the days trained on were"):
+        open_days(data.directory, ["2026-01-02"], encoder=data.encoder, labels_digest="labels")
+
+
 def test_a_missing_day_is_refused_by_name(data: SmallData) -> None:
     with pytest.raises(ArtifactError, match="2026-02-01"):
         open_days(data.directory, ["2026-02-01"], encoder=data.encoder)
