@@ -25,6 +25,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from recsys.cores import available_cores
 from recsys.encode import Encoder, load_encoder, read_encoder
 from recsys.errors import ArtifactError, ConfigError
 from recsys.experiment import Experiment, load_experiment
@@ -237,7 +238,7 @@ def choose_threads(asked: int | None) -> int:
     The feed and the system get the rest: operators wait for their slowest thread, so one core that is busy elsewhere
     costs more than a second thread gains. Torch's own choice, which heeds OMP_NUM_THREADS, is the limit.
     """
-    return asked or max(1, min(torch.get_num_threads(), len(os.sched_getaffinity(0)) // 2))
+    return asked or max(1, min(torch.get_num_threads(), available_cores() // 2))
 
 
 def _require_free(path: Path) -> None:

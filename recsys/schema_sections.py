@@ -134,10 +134,13 @@ class IdToken(Config):
 
 
 class TimeGapToken(Config):
-    """Time from each event to the impression in `buckets` powers of two of seconds; computed, never stored."""
+    """Time from each event to the impression in `buckets` powers of two of seconds; computed, never stored.
+
+    24 buckets tell times apart up to 97 days; whatever is older shares the last one.
+    """
 
     kind: Literal["time_gap"]
-    buckets: int = Field(default=16, ge=2, le=64)
+    buckets: int = Field(default=24, ge=2, le=64)
     dim: int = Field(default=8, ge=1, le=4096)
     column: str = ""
 

@@ -19,9 +19,10 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
+from recsys.cores import available_cores
 from recsys.errors import RequestError
 from serving.body import read_json_body
-from serving.config import ServiceConfig, available_cores
+from serving.config import ServiceConfig
 from serving.metrics import Metrics
 from serving.middleware import KeyCheck, RequestIds, problem_response, request_id_of
 from serving.models import Models

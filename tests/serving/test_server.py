@@ -15,8 +15,8 @@ from typing import Any
 import httpx
 import pytest
 
+from recsys.cores import available_cores
 from recsys.errors import ArtifactError, ConfigError
-from serving.config import available_cores
 from serving.server import read_key, serve
 from tests.bundles import full_bundle
 from tests.serving.requests import full_request
