@@ -7,7 +7,7 @@ what was found and, for an unknown name, the nearest known one.
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
@@ -53,7 +53,7 @@ def _tuples(value: Any) -> Any:
 
 
 def _sentence(cls: type[BaseModel], detail: ErrorDetails) -> str:
-    path = [str(part) for part in detail["loc"]]
+    path, _ = _walk(cls, detail["loc"])
     where = ".".join(path) or "top level"
     if detail["type"] == "extra_forbidden":
         known = _known_keys(cls, detail["loc"][:-1])
@@ -80,19 +80,42 @@ def _sentence(cls: type[BaseModel], detail: ErrorDetails) -> str:
     return f"{where}: {message}{shown}" if path else message
 
 
-def _known_keys(cls: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    """Keys of the section at a path; follows plain sections, mappings and tagged unions of sections."""
-    sections: list[type[BaseModel]] = [cls]
-    for part in path:
-        following: list[type[BaseModel]] = []
-        for section in sections:
-            info = section.model_fields.get(str(part))
-            if info is not None:
-                following += _sections_in(info.annotation)
-        # A union's tag chooses among the sections found so far; a mapping's key leaves them as they are.
-        sections = following or [item for item in sections if _is_kind(item, str(part))] or sections
+def _known_keys(cls: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """Keys of the section at a location."""
+    _, sections = _walk(cls, location)
     fields = [item for section in sections for item in section.model_fields.items()]
     return sorted({info.alias or name for name, info in fields})
+
+
+def _walk(
+    cls: type[BaseModel], location: tuple[int | str, ...]
+) -> tuple[list[str], list[type[BaseModel]]]:
+    """A location as the file states it, and the sections there.
+
+    Follows plain sections, mappings and tagged unions of sections. A union's tag is part of pydantic's location and not
+    of the file: it chooses among the sections found so far.
+    """
+    stated: list[str] = []
+    sections: list[type[BaseModel]] = [cls]
+    names_an_entry = False
+    for part in map(str, location):
+        if names_an_entry:
+            # Below a mapping or an array stands a name or a number of the user's, whatever it reads like.
+            stated.append(part)
+            names_an_entry = False
+            continue
+        fields = [item.model_fields[part] for item in sections if part in item.model_fields]
+        following = [found for info in fields for found in _sections_in(info.annotation)]
+        chosen = [item for item in sections if _is_kind(item, part)]
+        if fields or not chosen:
+            stated.append(part)
+        sections = following or chosen or sections
+        names_an_entry = any(_is_collection(info.annotation) for info in fields)
+    return stated, sections
+
+
+def _is_collection(annotation: Any) -> bool:
+    return get_origin(annotation) in (dict, tuple)
 
 
 def _is_kind(section: type[BaseModel], tag: str) -> bool:

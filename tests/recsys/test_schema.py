@@ -130,6 +130,9 @@ MISTAKES: list[tuple[str, dict[str, Any] | None, str]] = [
     ("columns.price", "flot32", "unknown dtype 'flot32' (did you mean 'float32'?)"),
     ("tables.user.rowz", 3, "unknown key 'tables.user.rowz' (did you mean 'rows'?)"),
     ("tables.unused", {"rows": 10}, "tables.unused is read by no feature"),
+    ("features.price.clipp", 1, "unknown key 'features.price.clipp' (did you mean 'clip'?)"),
+    ("features.numeric", {"kind": "numeric", "clip": "a"}, "features.numeric.clip: Input should"),
+    ("features.column", {"kind": "numeric", "foo": 1}, "unknown key 'features.column.foo'"),
     ("sequences.clicks.max_lenght", 3, "(did you mean 'max_length'?)"),
     ("sequences.clicks.age.kind", "tme_gap", "unknown 'tme_gap' (did you mean 'time_gap'?)"),
     (
