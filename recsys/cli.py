@@ -234,7 +234,7 @@ def serve(
         Path | None, typer.Option(help="File with the bearer token callers must send.")
     ] = None,
     ready_file: Annotated[
-        Path | None, typer.Option(help="Gets the service's URL once it answers.")
+        Path | None, typer.Option(help="Holds the service's URL while it answers.")
     ] = None,
 ) -> None:
     """Serve a bundle over HTTP: POST /v1/rank."""

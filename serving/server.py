@@ -44,7 +44,7 @@ def serve(
 ) -> None:
     """Serve bundles until SIGTERM or SIGINT, then finish what was accepted.
 
-    Port 0 takes a free one. `ready_file` gets the server's URL once requests are answered; with `metrics_port` None
+    Port 0 takes a free one. `ready_file` holds the server's URL while requests are answered; with `metrics_port` None
     there are no metrics. Raises ConfigError for an address beyond this machine without a key file, for a weak key and
     for a taken port, and ArtifactError for a bundle that does not verify.
     """
@@ -53,6 +53,8 @@ def serve(
         raise ConfigError(
             f"host {host!r} is reachable from other machines; give a key file, or serve on {LOOPBACK}"
         )
+    if ready_file is not None:
+        _clear(ready_file)
     models = Models.load([bundles] if isinstance(bundles, Path) else bundles, limits=limits)
     metrics = Metrics()
     app = create_app(models, config, metrics=metrics, key=key)
@@ -103,7 +105,12 @@ async def _serve_until_stopped(
         logger.info("serve.ready url=%s", _url(host, port))
         if ready_file is not None:
             _write_at_once(ready_file, _url(host, port) + "\n")
-    await serving
+    try:
+        await serving
+    finally:
+        # Whoever waits for the next server's file would find this one's.
+        if ready_file is not None:
+            ready_file.unlink(missing_ok=True)
 
 
 class _Stopped(BaseException):
@@ -136,10 +143,9 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, port))
-        except OSError as error:
-            raise ConfigError(
-                f"port {port} on {host}: {error.strerror}; choose another or 0"
-            ) from error
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or "a port is a number from 0 to 65535"
+            raise ConfigError(f"port {port} on {host}: {reason}; choose another or 0") from error
         listener.listen(_BACKLOG)
         yield listener
 
@@ -151,10 +157,9 @@ def _metrics_server(metrics: Metrics, host: str, port: int | None) -> Iterator[N
         return
     try:
         server, thread = start_http_server(port, addr=host, registry=metrics.registry)
-    except OSError as error:
-        raise ConfigError(
-            f"metrics port {port} on {host}: {error.strerror}; choose another"
-        ) from error
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or "a port is a number from 0 to 65535"
+        raise ConfigError(f"metrics port {port} on {host}: {reason}; choose another") from error
     logger.info("serve.metrics url=%s/metrics", _url(host, server.server_port))
     try:
         yield
@@ -174,6 +179,18 @@ def _is_loopback(host: str) -> bool:
 
 def _url(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _clear(ready_file: Path) -> None:
+    """No file of an earlier server there, and a folder to write into. Raises ConfigError."""
+    try:
+        ready_file.unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"ready file {ready_file}: {error.strerror}; choose another place"
+        ) from error
+    if not ready_file.parent.is_dir():
+        raise ConfigError(f"ready file {ready_file}: no such folder; make it, or name another")
 
 
 def _write_at_once(file: Path, text: str) -> None:

@@ -176,7 +176,7 @@ def test_a_good_key_is_read_without_its_newline(tmp_path: Path) -> None:
     assert read_key(file) == "a" * 32
 
 
-def test_a_taken_port_and_a_missing_bundle_are_clear_errors(tmp_path: Path) -> None:
+def test_a_taken_or_impossible_port_and_a_missing_bundle_are_clear_errors(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -185,8 +185,35 @@ def test_a_taken_port_and_a_missing_bundle_are_clear_errors(tmp_path: Path) -> N
             serve(full_bundle(), port=port, metrics_port=None)
         with pytest.raises(ConfigError, match=f"metrics port {port}"):
             serve(full_bundle(), port=0, metrics_port=port)
+    with pytest.raises(ConfigError, match=r"port 65536 on .*: a port is a number"):
+        serve(full_bundle(), port=65_536, metrics_port=None)
+    with pytest.raises(ConfigError, match=r"metrics port 65536 on .*: a port is a number"):
+        serve(full_bundle(), port=0, metrics_port=65_536)
     with pytest.raises(ArtifactError, match="no such bundle"):
         serve(tmp_path / "nothing")
+
+
+def test_a_ready_file_that_cannot_be_written_is_told_before_anything_is_loaded(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(ConfigError, match="no such folder; make it"):
+        serve(tmp_path / "nothing", ready_file=tmp_path / "nowhere" / "url")
+    with pytest.raises(ConfigError, match=f"ready file {tmp_path}: "):
+        serve(tmp_path / "nothing", ready_file=tmp_path)
+
+
+def test_a_ready_file_is_gone_while_no_server_answers(tmp_path: Path) -> None:
+    ready_file = tmp_path / "ready"
+    ready_file.write_text("http://127.0.0.1:9\n")
+    with pytest.raises(ArtifactError, match="no such bundle"):
+        serve(tmp_path / "nothing", ready_file=ready_file)
+    assert not ready_file.exists()
+    process = start(ready_file)
+    url_of(ready_file, process)
+    process.terminate()
+    process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 0
+    assert not ready_file.exists()
 
 
 def test_this_process_has_between_one_core_and_its_affinity() -> None:
