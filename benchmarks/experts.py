@@ -12,7 +12,6 @@ import argparse
 import io
 import statistics
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast, get_args
@@ -21,6 +20,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
+from recsys.export import quiet_exporter
 from recsys.models.experts import ExpertBank, Form, choose_form
 from recsys.models.mixing.mmoe import MMoE
 
@@ -74,8 +74,7 @@ def inference(model: nn.Module, x_BI: Tensor, *, bf16: bool) -> Run:
 
 
 def exported(model: nn.Module, x_BI: Tensor, *, threads: int) -> Run:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet_exporter():
         program = torch.onnx.export(
             model.eval(),
             (x_BI,),

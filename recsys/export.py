@@ -167,7 +167,7 @@ def _onnx_program(model: RankingModel, inputs: Mapping[str, Any]) -> onnx.ModelP
         {index: axes[axis] for index, axis in enumerate(entry["axes"]) if axis in axes}
         for entry in inputs.values()
     )
-    with _quiet_exporter(), torch.no_grad():
+    with quiet_exporter(), torch.no_grad():
         exported = torch.onnx.export(
             named,
             example,
@@ -182,7 +182,7 @@ def _onnx_program(model: RankingModel, inputs: Mapping[str, Any]) -> onnx.ModelP
 
 
 @contextmanager
-def _quiet_exporter() -> Iterator[None]:
+def quiet_exporter() -> Iterator[None]:
     """Hides what the exporter says about its own insides: deprecated calls, absent torchvision, merged constants."""
     loggers = [logging.getLogger(name) for name in _EXPORTER_LOGGERS]
     levels = [item.level for item in loggers]
