@@ -242,6 +242,9 @@ def _fit(run: RunDirectory) -> FinishedRun:
         torch.get_num_threads(),
         training.device.type,
     )
+    if training.step == 0:
+        # Validation rows that leave the metric undefined are told now, not when an epoch has been spent.
+        training.evaluate()
     with Journal(run.metrics, run.tensorboard, start=training.step) as journal:
         _loop(training, journal)
         return _finished(training, journal, seconds=time.perf_counter() - began)
@@ -272,6 +275,13 @@ def _loop(training: Training, journal: Journal) -> None:
                 training.save()
                 _mark_best(training, records)
                 window = _Window()
+    if training.step < training.total_steps:
+        logger.info(
+            "train stopped step=%d/%d evaluations_without_a_better=%d (train.patience)",
+            training.step,
+            training.total_steps,
+            settings.patience,
+        )
 
 
 def _evaluate(training: Training, journal: Journal) -> list[Record]:

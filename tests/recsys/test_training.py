@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recsys.days import open_days
-from recsys.errors import ArtifactError, ConfigError, TrainingError
+from recsys.errors import ArtifactError, ConfigError, DataError, TrainingError
 from recsys.experiment import Experiment, load_experiment
 from recsys.feed import Feed, in_order
 from recsys.models import build_model
@@ -279,7 +279,8 @@ def test_a_run_that_never_began_does_not_stand_in_the_way(data: SmallData, tmp_p
 def test_the_best_checkpoint_is_read_from_the_records(
     data: SmallData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scores = iter([0.6, 0.8, 0.7, 0.8])
+    # The first is of the untrained model, which is no candidate.
+    scores = iter([1.0, 0.6, 0.8, 0.7, 0.8])
     evaluate = Training.evaluate
     monkeypatch.setattr(Training, "evaluate", lambda self: evaluate(self) | {"score": next(scores)})
     finished = train(
@@ -293,14 +294,20 @@ def test_the_best_checkpoint_is_read_from_the_records(
 
 
 def test_training_stops_when_patience_ends(
-    data: SmallData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: SmallData,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    scores = iter([0.6, 0.8, 0.7, 0.75, 0.9])
+    caplog.set_level("INFO", logger="recsys")
+    # The first is of the untrained model, which is no candidate.
+    scores = iter([1.0, 0.6, 0.8, 0.7, 0.75, 0.9])
     evaluate = Training.evaluate
     monkeypatch.setattr(Training, "evaluate", lambda self: evaluate(self) | {"score": next(scores)})
     overrides = ("train.steps=10", "train.evaluate_every=2", "train.patience=2")
     finished = train(experiment_of(data, *overrides), tmp_path / "run")
     assert (finished.steps, finished.best_step) == (8, 4)
+    assert "train stopped step=8/10 evaluations_without_a_better=2 (train.patience)" in caplog.text
     assert train(experiment_of(data, *overrides), tmp_path / "run", resume=True).steps == 8
 
 
@@ -355,6 +362,25 @@ def test_bf16_trains_to_weights_of_its_own(data: SmallData, tmp_path: Path) -> N
     assert all(torch.isfinite(weight).all() for weight in rounded.values())
     assert any(not torch.equal(exact[name], rounded[name]) for name in exact)
     assert all(weight.dtype == torch.float32 for weight in rounded.values())
+
+
+def test_validation_rows_that_decide_nothing_are_told_before_the_first_step(
+    tmp_path: Path,
+) -> None:
+    data = small_data(tmp_path, rows={"2026-01-01": 120, "2026-01-02": 60, "2026-01-03": 60})
+    (tmp_path / "experiment.toml").write_text(TOML, encoding="utf-8")
+    days = open_days(data.directory, ["2026-01-03"], encoder=data.encoder)
+    encoded = next(in_order(days, batch_size=10_000)).encoded
+    for task in ("click", "purchase"):
+        position = encoded.column_names.index(f"label:{task}")
+        none = np.zeros(len(encoded), np.float32)
+        encoded = encoded.set_column(position, encoded.schema.field(position), [none])
+    data.publish("2026-01-03", encoded)
+    with pytest.raises(DataError, match="validation: mean_auc is undefined"):
+        train(experiment_of(data), tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    # Nothing stands in the way of a training that can choose.
+    train(experiment_of(data, "train.metric='click.log_loss'", "train.steps=1"), tmp_path / "run")
 
 
 def test_a_loss_that_is_no_number_names_step_task_and_rows(tmp_path: Path) -> None:
