@@ -13,6 +13,7 @@ from serving.ranker import Ranker
 from serving.server import read_key
 
 _SHOWN_ROWS = 5
+_SHOWN_KEYS = 4
 
 
 @dataclass(frozen=True)
@@ -27,19 +28,27 @@ class ScoredFile:
     def to_json(self) -> dict[str, Any]:
         return {"scores": str(self.path), "rows": self.rows, "columns": list(self.columns)}
 
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The columns worth a look: the first keys, which come before the score, and what is served."""
+        place = self.columns.index("score")
+        served = (name for name in self.columns[place:] if not name.startswith("raw:"))
+        return (*self.columns[:place][:_SHOWN_KEYS], *served)
+
     def render(self) -> str:
-        """The first rows as an aligned table, how many there are, and the path."""
+        """The first rows as an aligned table of the shown columns, how many rows there are, and the path."""
         cells = [
-            list(self.columns),
-            *([_cell(value) for value in row.values()] for row in self.first),
+            list(self.shown),
+            *([_cell(row[name]) for name in self.shown] for row in self.first),
         ]
-        widths = [max(len(row[column]) for row in cells) for column in range(len(self.columns))]
+        widths = [max(len(row[column]) for row in cells) for column in range(len(self.shown))]
         lines = [
             "  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True))
             for row in cells
         ]
         more = [f"... {self.rows - len(self.first):,} more"] if self.rows > len(self.first) else []
-        return "\n".join([*lines, *more, f"scores of {self.rows:,} rows: {self.path}"])
+        closing = f"scores of {self.rows:,} rows in {len(self.columns)} columns: {self.path}"
+        return "\n".join([*lines, *more, closing])
 
 
 def score_file(
