@@ -102,7 +102,7 @@ class CheckReport:
             yield f"unknown to the encoder: {share:.2%} of {slot}"
         yield from (f"note: {note}" for note in self.notes)
         yield from (f"problem: {problem}" for problem in self.problems)
-        yield f"{len(self.problems)} problems" if self.problems else "no problems"
+        yield f"problems: {len(self.problems)}" if self.problems else "no problems"
 
 
 def check(pipeline: Path, *, encoder: Path | None = None) -> CheckReport:
@@ -210,18 +210,27 @@ def _column_problems(plan: Plan, report: CheckReport) -> Iterator[str]:
         yield "no row is left after the filters; check the source and the filters"
     for name, summary in report.columns.items():
         if summary.not_finite:
-            yield f"column {name!r}: {summary.not_finite:,} values are NaN or infinite; write null for a missing value"
+            yield (
+                f"column {name!r}: values that are NaN or infinite: {summary.not_finite:,}; "
+                "write null for a missing value"
+            )
     for task, days in report.labels.items():
-        wrong = sum(item.wrong for item in days.values())
+        wrong, label = sum(item.wrong for item in days.values()), plan.schema.tasks[task].label
         if wrong:
             yield (
-                f"task {task!r}: {wrong:,} labels of column {plan.schema.tasks[task].label!r} are neither 0 nor 1; "
+                f"task {task!r}: labels of column {label!r} that are neither 0 nor 1: {wrong:,}; "
                 'make it by a rule under [labels], or declare kind = "regression"'
             )
         training = [item for day, item in days.items() if plan.fits_on(day)]
         means = [item.mean for item in training if item.mean is not None]
-        if plan.schema.tasks[task].kind == "binary" and (not means or set(means) in ({0.0}, {1.0})):
+        if (
+            training
+            and plan.schema.tasks[task].kind == "binary"
+            and (not means or set(means) in ({0.0}, {1.0}))
+        ):
             yield f"task {task!r}: the training rows do not hold both labels; check its rule and the split"
+    if report.days and not any(map(plan.fits_on, report.days)):
+        yield f"no row is of the days or splits that fit_on names; found {', '.join(sorted(report.days))}"
     for day in plan.settings.fit_on if isinstance(plan.settings.fit_on, tuple) else ():
         if report.days and day not in report.days:
             yield f"fit_on names {day!r}, which has no rows; found {', '.join(sorted(report.days))}"

@@ -102,16 +102,20 @@ def _paths(patterns: Sequence[str], folder: Path, where: str) -> Iterator[Path]:
     for pattern in patterns:
         path = folder / _substituted(pattern, where)
         if "*" not in pattern and "?" not in pattern:
-            if not path.is_file():
+            if not path.exists():
                 raise DataError(f"{path}: no such file; {where} names it as {pattern!r}")
-            yield path
-            continue
-        matches = sorted(glob.glob(str(path)))
-        if not matches:
-            raise DataError(
-                f"{path}: no file matches this pattern; {where} names it as {pattern!r}"
-            )
-        yield from map(Path, matches)
+            matches = [path]
+        else:
+            matches = [Path(match) for match in sorted(glob.glob(str(path)))]
+            if not matches:
+                raise DataError(
+                    f"{path}: no file matches this pattern; {where} names it as {pattern!r}"
+                )
+        for match in matches:
+            if match.is_dir():
+                files = f"{pattern.rstrip('/')}/*"
+                raise DataError(f"{match}: is a folder; name files in {where}, such as {files!r}")
+        yield from matches
 
 
 def _substituted(pattern: str, where: str) -> str:

@@ -61,7 +61,9 @@ def fit(schema: Schema, batches: Iterable[pa.Table], *, previous: Encoder | None
         _count(schema, batch, counters)
         _measure(schema, batch, moments, samples)
     if rows == 0:
-        raise DataError("fit: no training rows; check the source, the filters and the split")
+        raise DataError(
+            "fit: no training rows; check the source, the filters, the split and fit_on"
+        )
     if previous is None:
         return Encoder(
             schema,

@@ -14,6 +14,8 @@ from recsys.schema import ARROW_TYPES, Schema
 
 def read_rows(rows: Path) -> pa.Table:
     """The table of a Parquet file. Raises DataError when it is missing or cannot be read."""
+    if rows.is_dir():
+        raise DataError(f"{rows}: is a folder; name one Parquet file of raw rows")
     try:
         return pq.read_table(rows)
     except FileNotFoundError as error:

@@ -88,6 +88,7 @@ MISTAKES = [
     ),
     (["score", "rows.parquet", "scores.parquet"], "recsys: score: give either --bundle or --url"),
     (["score", "rows.parquet", "s.parquet", "--bundle", "b"], "recsys: rows.parquet: no such file"),
+    (["score", ".", "s.parquet", "--bundle", "b"], "recsys: .: is a folder; name one Parquet file"),
     (
         ["score", "text.parquet", "s.parquet", "--bundle", "b"],
         "recsys: text.parquet: not a readable Parquet file",

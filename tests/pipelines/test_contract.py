@@ -40,6 +40,15 @@ def test_a_sound_pipeline_has_no_problems_and_counts_what_it_read(tmp_path: Path
     assert any("'shown_at' is the same in every row" in note for note in report.notes)
 
 
+def test_a_fit_on_without_rows_is_told_as_that_alone(tmp_path: Path) -> None:
+    pipeline = "fit_on = { from = '2025-01-01', to = '2025-01-31' }" + PIPELINE.replace(
+        'by = "hash"\nparts = { train = 0.5, test = 0.5 }', 'by = "time"'
+    )
+    report = check(SmallPipeline(tmp_path, SCHEMA, pipeline, {"log.csv": GOOD}).write())
+    (said,) = report.problems
+    assert said == "no row is of the days or splits that fit_on names; found 2026-10-01"
+
+
 def test_the_report_renders_and_is_json(tmp_path: Path) -> None:
     report = checked(tmp_path, GOOD + "eve,3,,2026-10-01,\n")
     assert json.loads(json.dumps(report.to_json()))["columns"]["price"]["nulls"] == 1
@@ -55,14 +64,14 @@ def test_the_report_renders_and_is_json(tmp_path: Path) -> None:
             GOOD + "ann,1,nan,2026-10-01,1\n",
             SCHEMA,
             "",
-            "column 'price': 1 values are NaN or infinite",
+            "column 'price': values that are NaN or infinite: 1",
         ),
         (GOOD + "ann,1,cheap,2026-10-01,1\n", SCHEMA, "", "row 41, column 'price': found 'cheap'"),
         (
             GOOD + "ann,1,2,2026-10-01,2\n",
             SCHEMA.replace('clicked = "bool"', 'clicked = "int8"'),
             "",
-            "task 'click': 1 labels of column 'clicked' are neither 0 nor 1",
+            "task 'click': labels of column 'clicked' that are neither 0 nor 1: 1",
         ),
         (
             GOOD,
