@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recsys.encode import Encoder
-from recsys.errors import ArtifactError, DataError
+from recsys.errors import ArtifactError, DataError, nearest
 from recsys.layout import encoded_arrow, label_column, observed_column
-from recsys.publish import Published, resolve
+from recsys.publish import CURRENT, Published, resolve
 from recsys.schema import Schema
 
 logger = logging.getLogger(__name__)
@@ -92,6 +92,7 @@ def open_days(
     groups: list[RowGroup] = []
     day_of_rules: dict[str, str] = {}
     for name in names:
+        _require_published(directory, name)
         path = directory / name if versions is None else directory / name / versions[name]
         day = resolve(path, kind="day")
         _require_lineage(day, encoder)
@@ -126,6 +127,17 @@ def open_days(
             ",".join(day_of_rules.values()),
         )
     return Days(encoder.schema, tuple(builds), tuple(groups))
+
+
+def _require_published(directory: Path, name: str) -> None:
+    if (directory / name).is_dir() or not directory.is_dir():
+        return
+    known = sorted(item.name for item in directory.iterdir() if (item / CURRENT).is_file())
+    held = f"it holds {known[0]} to {known[-1]}" if known else "it holds no day"
+    raise ArtifactError(
+        f"{directory}: no day or split {name!r}{nearest(name, known)}; {held}; build it, "
+        "or list the days without it where the source has no rows for it"
+    )
 
 
 def read_rows(groups: tuple[RowGroup, ...], columns: list[str]) -> pa.Table:

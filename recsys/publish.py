@@ -74,6 +74,7 @@ def publication(
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
+        _fsync(root.parent)
         remove_abandoned(root, prefix=_DRAFT_PREFIX)
         path = root / f"{_DRAFT_PREFIX}{_new_version()}"
         path.mkdir()
@@ -190,6 +191,13 @@ def remove_abandoned(root: Path, *, prefix: str) -> None:
             continue
         if age_seconds > _ABANDONED_SECONDS:
             shutil.rmtree(entry, ignore_errors=True)
+
+
+def fsync_tree(directory: Path) -> None:
+    """Put every file and folder below a directory, and itself, on disk."""
+    for path in directory.rglob("*"):
+        _fsync(path)
+    _fsync(directory)
 
 
 def file_digest(path: Path) -> str:

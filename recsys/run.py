@@ -30,7 +30,7 @@ from recsys.encode import Encoder, load_encoder, read_encoder
 from recsys.errors import ArtifactError, ConfigError
 from recsys.experiment import Experiment, load_experiment
 from recsys.models import RankingModel, build_model
-from recsys.publish import CURRENT, Published, resolve
+from recsys.publish import CURRENT, Published, fsync_tree, resolve
 from recsys.schema import Schema, parse_schema
 
 BEST = "BEST"
@@ -120,6 +120,7 @@ def create_run(path: Path, experiment: Experiment) -> RunDirectory:
         encoder.write(draft / _ENCODER)
         if path.is_dir():
             shutil.rmtree(path)
+        fsync_tree(draft)
         draft.rename(path)
     except OSError as error:
         raise ArtifactError(

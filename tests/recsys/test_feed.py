@@ -190,8 +190,10 @@ def test_days_labelled_by_different_rules_do_not_mix(tmp_path: Path) -> None:
 
 
 def test_a_missing_day_is_refused_by_name(data: SmallData) -> None:
-    with pytest.raises(ArtifactError, match="2026-02-01"):
+    with pytest.raises(ArtifactError, match=r"no day or split '2026-02-01'.*it holds .* to "):
         open_days(data.directory, ["2026-02-01"], encoder=data.encoder)
+    with pytest.raises(ArtifactError, match="no such day; check the path"):
+        open_days(data.directory / "nowhere", ["2026-02-01"], encoder=data.encoder)
 
 
 def test_days_without_rows_are_refused(tmp_path: Path) -> None:
