@@ -4,8 +4,8 @@ Each rule yields a sentence that names the key, what was found and, for an unkno
 """
 
 import re
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Protocol
 
 import pyarrow as pa
 
@@ -14,14 +14,15 @@ from recsys.schema_sections import (
     ARROW_TYPES,
     BucketFeature,
     CategoricalFeature,
+    Feature,
     IdToken,
+    Keys,
     MultiValuedFeature,
     Sequence,
+    Table,
+    Task,
     TimeGapToken,
 )
-
-if TYPE_CHECKING:
-    from recsys.schema import Schema
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 _INTEGERS = ("bool", "int8", "int16", "int32", "int64")
@@ -30,7 +31,25 @@ _IDS = (*_INTEGERS, "string")
 _ID_LISTS = ("list<int64>", "list<string>")
 
 
-def problems(schema: "Schema") -> Iterator[str]:
+class Sections(Protocol):
+    """The sections of a schema, by name."""
+
+    @property
+    def columns(self) -> Mapping[str, str]: ...
+    @property
+    def keys(self) -> Keys: ...
+    @property
+    def tables(self) -> Mapping[str, Table]: ...
+    @property
+    def features(self) -> Mapping[str, Feature]: ...
+    @property
+    def sequences(self) -> Mapping[str, Sequence]: ...
+    @property
+    def tasks(self) -> Mapping[str, Task]: ...
+
+
+def problems(schema: Sections) -> Iterator[str]:
+    """One sentence for each thing that is wrong, in the order in which they are looked for."""
     yield from _name_problems(schema)
     yield from _key_problems(schema)
     yield from _feature_problems(schema)
@@ -39,7 +58,7 @@ def problems(schema: "Schema") -> Iterator[str]:
     yield from _task_problems(schema)
 
 
-def _name_problems(schema: "Schema") -> Iterator[str]:
+def _name_problems(schema: Sections) -> Iterator[str]:
     sections: dict[str, Iterable[str]] = {
         "tables": schema.tables,
         "features": schema.features,
@@ -59,7 +78,7 @@ def _name_problems(schema: "Schema") -> Iterator[str]:
 
 
 def _column_problem(
-    schema: "Schema", column: str, where: str, dtypes: tuple[str, ...]
+    schema: Sections, column: str, where: str, dtypes: tuple[str, ...]
 ) -> Iterator[str]:
     found = schema.columns.get(column)
     if found is None:
@@ -68,7 +87,7 @@ def _column_problem(
         yield f"{where} needs column {column!r} to be one of {', '.join(dtypes)}, found {found}"
 
 
-def _key_problems(schema: "Schema") -> Iterator[str]:
+def _key_problems(schema: Sections) -> Iterator[str]:
     keys = schema.keys
     for name, dtypes in {
         "user": _IDS,
@@ -85,7 +104,7 @@ def _key_problems(schema: "Schema") -> Iterator[str]:
         yield from _column_problem(schema, column, "keys.keep", tuple(ARROW_TYPES))
 
 
-def _feature_problems(schema: "Schema") -> Iterator[str]:
+def _feature_problems(schema: Sections) -> Iterator[str]:
     if not schema.features and not schema.sequences:
         yield "features: none declared; a model needs at least one input"
     labels = {task.label: name for name, task in schema.tasks.items()}
@@ -106,12 +125,12 @@ def _feature_problems(schema: "Schema") -> Iterator[str]:
             yield from _value_problem(schema, item.column, item.value, where)
 
 
-def _unknown_table(schema: "Schema", table: str, where: str) -> str:
+def _unknown_table(schema: Sections, table: str, where: str) -> str:
     return f"{where} names table {table!r}, which [tables] does not declare{nearest(table, schema.tables)}"
 
 
 def _value_problem(
-    schema: "Schema", column: str, value: bool | int | float | str, where: str
+    schema: Sections, column: str, value: bool | int | float | str, where: str
 ) -> Iterator[str]:
     try:
         pa.scalar(value, ARROW_TYPES[schema.columns[column]])
@@ -119,7 +138,7 @@ def _value_problem(
         yield f"{where}: value {value!r} does not fit column {column!r} of type {schema.columns[column]}"
 
 
-def _sequence_problems(schema: "Schema") -> Iterator[str]:
+def _sequence_problems(schema: Sections) -> Iterator[str]:
     for name, sequence in schema.sequences.items():
         where = f"sequences.{name}"
         if not sequence.tokens:
@@ -140,7 +159,7 @@ def _sequence_problems(schema: "Schema") -> Iterator[str]:
 
 
 def _target_problem(
-    schema: "Schema", sequence: Sequence, token: str, feature: str, where: str
+    schema: Sections, sequence: Sequence, token: str, feature: str, where: str
 ) -> Iterator[str]:
     spec, item = sequence.tokens.get(token), schema.features.get(feature)
     if not isinstance(spec, IdToken):
@@ -153,7 +172,7 @@ def _target_problem(
         yield f"{where} needs a candidate-side categorical feature of table {spec.table!r}, found {feature!r}"
 
 
-def _table_problems(schema: "Schema") -> Iterator[str]:
+def _table_problems(schema: Sections) -> Iterator[str]:
     families: dict[str, tuple[str, str]] = {}
     for table, column in _table_columns(schema):
         family = "string" if "string" in schema.columns.get(column, "") else "integer"
@@ -168,7 +187,7 @@ def _table_problems(schema: "Schema") -> Iterator[str]:
             yield f"tables.{name} is read by no feature and no sequence; remove it"
 
 
-def _table_columns(schema: "Schema") -> Iterator[tuple[str, str]]:
+def _table_columns(schema: Sections) -> Iterator[tuple[str, str]]:
     for item in schema.features.values():
         if isinstance(item, CategoricalFeature | MultiValuedFeature):
             yield item.table, item.column
@@ -178,7 +197,7 @@ def _table_columns(schema: "Schema") -> Iterator[tuple[str, str]]:
                 yield spec.table, spec.column
 
 
-def _task_problems(schema: "Schema") -> Iterator[str]:
+def _task_problems(schema: Sections) -> Iterator[str]:
     if not schema.tasks:
         yield "tasks: none declared; say what to predict, such as click = { label = 'clicked' }"
     for name, task in schema.tasks.items():
@@ -197,7 +216,7 @@ def _task_problems(schema: "Schema") -> Iterator[str]:
             yield f"{where}.given: the funnel runs in a circle"
 
 
-def _ancestors(schema: "Schema", name: str) -> set[str]:
+def _ancestors(schema: Sections, name: str) -> set[str]:
     found: set[str] = set()
     task = schema.tasks.get(name)
     while task is not None and task.given is not None and task.given not in found:
