@@ -2,13 +2,13 @@
 
 import json
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, get_args
 
 import msgspec
 from msgspec import UNSET
 
-from recsys.errors import RequestError
+from recsys.errors import RequestError, nearest
 
 
 def decode(decoder: msgspec.json.Decoder[Any], raw: bytes) -> Any:
@@ -16,7 +16,7 @@ def decode(decoder: msgspec.json.Decoder[Any], raw: bytes) -> Any:
     try:
         return decoder.decode(raw)
     except msgspec.ValidationError as error:
-        raise refusal(error) from error
+        raise refusal(error, decoder.type) from error
     # What is not JSON, not UTF-8 or nested beyond the parser's depth.
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RequestError(f"not JSON: {error}", code="MALFORMED_JSON") from error
@@ -37,16 +37,17 @@ _QUOTED = re.compile(r"`([^`]*)`")
 _UNKNOWN = re.compile(r"unknown field `(.*)`")
 
 
-def refusal(error: msgspec.ValidationError) -> RequestError:
-    """The parser's sentence in JSON's words, with its path as a JSON pointer."""
+def refusal(error: msgspec.ValidationError, expected: Any) -> RequestError:
+    """The parser's sentence in JSON's words, with its path as a JSON pointer; `expected` is the type it read for."""
     match = _PATH.match(str(error))
     assert match is not None
     path = _PART.findall(match["path"] or "")
     parts: list[str | int] = [name or int(index) for name, index in path if name or index]
     unknown = _UNKNOWN.search(match["what"])
     if unknown is not None:
+        hint = nearest(unknown[1][:_SHOWN], _fields_at(expected, parts))
         return RequestError(
-            f"unknown field {unknown[1][:_SHOWN]!r}; see /openapi.json for the fields of this model",
+            f"unknown field {unknown[1][:_SHOWN]!r}{hint}; see /openapi.json for the fields of this model",
             pointer=pointer(*parts, unknown[1][:_SHOWN]),
             code="UNKNOWN_FIELD",
         )
@@ -57,6 +58,21 @@ def refusal(error: msgspec.ValidationError) -> RequestError:
     return RequestError(
         f"{what}; see /openapi.json for what this model takes", pointer=pointer(*parts)
     )
+
+
+def _fields_at(expected: Any, path: Sequence[str | int]) -> list[str]:
+    """Names of the fields of the Struct at a path; none where the path leads elsewhere."""
+    for part in path:
+        types = {item.encode_name: item.type for item in _fields(expected)}
+        expected = types.get(str(part))
+    return [item.encode_name for item in _fields(expected)]
+
+
+def _fields(expected: Any) -> tuple[msgspec.structs.FieldInfo, ...]:
+    for choice in (expected, *get_args(expected)):
+        if isinstance(choice, type) and issubclass(choice, msgspec.Struct):
+            return msgspec.structs.fields(choice)
+    return ()
 
 
 def count_keys(value: Any) -> int:

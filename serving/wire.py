@@ -167,7 +167,7 @@ class Wire:
         try:
             return msgspec.convert(tree, self.request_type)
         except msgspec.ValidationError as error:
-            raise refusal(error) from error
+            raise refusal(error, self.request_type) from error
 
     @cached_property
     def _decoder(self) -> msgspec.json.Decoder[Any]:

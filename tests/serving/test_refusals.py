@@ -78,6 +78,15 @@ def test_a_wrong_request_is_refused_with_a_pointer_to_what_is_wrong(
     require_problem(answer, code, None if rest is None else place + rest)
 
 
+def test_an_unknown_field_names_the_nearest_known_one_beside_it(service: Caller) -> None:
+    request = full_request()
+    request["candidates"]["features"]["prise"] = [1.0, 2.0, 3.0]
+    assert "'prise' (did you mean 'price'?)" in service.post("/v1/rank", json=request).text
+
+    request = full_request() | {"candidate": {}}
+    assert "'candidate' (did you mean 'candidates'?)" in service.post("/v1/rank", json=request).text
+
+
 def ids(text: bytes) -> bytes:
     return b'{"candidates": {"ids": ' + text + b"}}"
 
