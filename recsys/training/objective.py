@@ -1,8 +1,9 @@
 """The masked multi-task loss.
 
-Axes: **B** rows, **T** tasks.
+Axes: **B** rows, **T** tasks, **S** steps.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,10 +16,18 @@ from recsys.schema import Schema
 
 @dataclass(frozen=True)
 class Loss:
-    """The scalar to minimise and its unweighted terms: each task's mean loss over its own observed rows."""
+    """The scalar to minimise, each task's mean loss over its own observed rows, and the weight of those rows."""
 
     total: Tensor
     by_task_T: Tensor
+    weight_T: Tensor
+
+
+def mean_by_task(losses: Sequence[Loss]) -> Tensor:
+    """Each task's mean loss over the observed rows of several batches, [T]; 0 where it has none."""
+    weight_ST = torch.stack([loss.weight_T for loss in losses])
+    by_task_ST = torch.stack([loss.by_task_T for loss in losses])
+    return (by_task_ST * weight_ST.clamp(min=1.0)).sum(dim=0) / weight_ST.sum(dim=0).clamp(min=1.0)
 
 
 class Objective(nn.Module):
@@ -62,8 +71,9 @@ class Objective(nn.Module):
         """The loss in float32 whatever the precision of the logits. A task without observed rows contributes 0."""
         used_BT = observed_BT * weights_B.unsqueeze(1)
         losses_BT = self._losses(logits_BT.float(), labels_BT)
-        by_task_T = (used_BT * losses_BT).sum(dim=0) / used_BT.sum(dim=0).clamp(min=1.0)
-        return Loss((self.task_weights_T * by_task_T).sum(), by_task_T)
+        weight_T = used_BT.sum(dim=0)
+        by_task_T = (used_BT * losses_BT).sum(dim=0) / weight_T.clamp(min=1.0)
+        return Loss((self.task_weights_T * by_task_T).sum(), by_task_T, weight_T)
 
     def _losses(self, logits_BT: Tensor, labels_BT: Tensor) -> Tensor:
         # Each loss sees its own columns only: the square of a large binary logit would overflow for nothing.

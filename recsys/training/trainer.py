@@ -29,7 +29,7 @@ from recsys.models.precision import use_fast_float32
 from recsys.run import RunDirectory, choose_device, choose_threads, create_run, new_model, open_run
 from recsys.training.checkpoint import Progress, mark_best, read_progress, restore, save_checkpoint
 from recsys.training.journal import Journal, Record, progress_to
-from recsys.training.objective import Loss, build_objective
+from recsys.training.objective import Loss, build_objective, mean_by_task
 from recsys.training.optim import Optimizer
 from recsys.training.selection import best_record, criterion_for, evaluations_since_best, numbers_of
 
@@ -201,25 +201,25 @@ class Training:
 class _Window:
     """Losses since the last training record."""
 
-    losses: list[Tensor] = field(default_factory=list)
-    by_task: list[Tensor] = field(default_factory=list)
+    losses: list[Loss] = field(default_factory=list)
     rows: int = 0
     began: float = field(default_factory=time.perf_counter)
 
     def add(self, loss: Loss, rows: int) -> None:
-        self.losses.append(loss.total.detach())
-        self.by_task.append(loss.by_task_T.detach())
+        self.losses.append(
+            Loss(loss.total.detach(), loss.by_task_T.detach(), loss.weight_T.detach())
+        )
         self.rows += rows
 
     def record(self, training: Training) -> Record:
         seconds = time.perf_counter() - self.began
-        means = torch.stack(self.by_task).mean(dim=0).tolist()
+        means = mean_by_task(self.losses).tolist()
         last = training.step - 1
         return {
             "kind": "training",
             "step": training.step,
             "epoch": training.step / training.feed.batches_per_epoch,
-            "loss": float(torch.stack(self.losses).mean()),
+            "loss": float(torch.stack([loss.total for loss in self.losses]).mean()),
             "loss_by_task": dict(zip(training.run.schema.task_names, means, strict=True)),
             "dense_lr": training.optimizer.dense_lr(last),
             "embedding_lr": training.optimizer.embedding_lr(last),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from recsys.errors import ConfigError
-from recsys.training.objective import Objective, build_objective
+from recsys.training.objective import Objective, build_objective, mean_by_task
 from tests.recsys.small_data import small_schema
 
 
@@ -98,3 +98,15 @@ def test_weights_come_by_task_name() -> None:
     assert objective.regression_index.tolist() == [2]
     with pytest.raises(ConfigError, match="did you mean 'purchase'"):
         build_objective(small_schema(), {"purchas": 3.0})
+
+
+def test_the_mean_over_batches_is_that_of_their_rows_together() -> None:
+    objective = Objective((1.0, 1.0), regressions=(True, True))
+    logits, labels = torch.randn(9, 2), torch.randn(9, 2)
+    observed = torch.tensor([[True, n in (0, 5, 6)] for n in range(9)])
+    weights = torch.full((9,), 2.0)
+    parts = [slice(0, 4), slice(4, 5), slice(5, 9)]
+    losses = [objective(logits[p], labels[p], observed[p], weights[p]) for p in parts]
+
+    whole = objective(logits, labels, observed, weights).by_task_T
+    assert mean_by_task(losses).tolist() == pytest.approx(whole.tolist(), rel=1e-6)
