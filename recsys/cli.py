@@ -185,6 +185,19 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="A published report.", show_default=False)],
+    second: Annotated[Path, typer.Argument(help="Another, of the same days.", show_default=False)],
+    as_json: AsJson = False,
+) -> None:
+    """Compare two models on the same rows: paired differences with intervals, by rows and by users."""
+    from recsys.evaluation.side_by_side import compare_reports as run
+
+    result = run(first, second)
+    _show(result.to_json(), result.render(), as_json)
+
+
+@app.command()
 def export(
     run_directory: RunDirectory,
     bundle: Annotated[Path | None, typer.Argument(help="Default: bundle, beside the run.")] = None,

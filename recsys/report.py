@@ -191,12 +191,14 @@ def render_table(report: Report) -> str:
     compared = [(entry, entry.reference) for entry in binary if entry.reference is not None]
     blocks = [_heading(report)]
     if binary:
-        blocks.append(_aligned(_BINARY_HEADER, [_binary_cells(entry) for entry in binary]))
+        blocks.append(aligned_table(_BINARY_HEADER, [_binary_cells(entry) for entry in binary]))
     if compared:
-        blocks.append(_aligned(_REFERENCE_HEADER, [_reference_cells(*pair) for pair in compared]))
+        blocks.append(
+            aligned_table(_REFERENCE_HEADER, [_reference_cells(*pair) for pair in compared])
+        )
     if regression:
         blocks.append(
-            _aligned(_REGRESSION_HEADER, [_regression_cells(entry) for entry in regression])
+            aligned_table(_REGRESSION_HEADER, [_regression_cells(entry) for entry in regression])
         )
     notes = _notes(report)
     if notes:
@@ -272,7 +274,7 @@ def _number(value: float | None, *, digits: int = 4) -> str:
     return text if value == 0 or abs(value) >= 0.01 else f"{value:.3g}"
 
 
-def _aligned(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def aligned_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     """A table whose first column is flush left and whose others are flush right."""
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
     lines = (header, tuple("-" * width for width in widths), *rows)

@@ -53,6 +53,7 @@ def test_the_stages_are_all_there() -> None:
         "rows",
         "train",
         "evaluate",
+        "compare",
         "export",
         "serve",
         "score",
@@ -80,6 +81,7 @@ MISTAKES = [
     (["check", "pipeline.toml"], "recsys: pipeline.toml: unknown key 'sorce'"),
     (["train", "nowhere.toml"], "recsys: nowhere.toml: no such file"),
     (["evaluate", "nowhere"], "recsys: nowhere"),
+    (["compare", "nowhere", "elsewhere"], "recsys: nowhere: no such report"),
     (["export", "nowhere"], "recsys: nowhere"),
     (["serve", "nowhere"], "recsys: nowhere: no such bundle"),
     (

@@ -13,6 +13,7 @@ from recsys.compare import delong
 from recsys.days import open_days
 from recsys.errors import ArtifactError, ConfigError, DataError
 from recsys.evaluation.evaluate import Evaluation, evaluate
+from recsys.evaluation.side_by_side import compare_reports
 from recsys.experiment import load_experiment
 from recsys.feed import in_order
 from recsys.predictions import read_predictions
@@ -102,6 +103,32 @@ def test_metrics_equal_scikit_learns_on_the_predictions(evaluation: Evaluation) 
             log_loss(rows.labels_B, probability, sample_weight=rows.weights_B)
         )
         assert entry.rows == len(rows)
+
+
+def test_two_checkpoints_are_compared_on_the_rows_of_both_reports(
+    data: SmallData, evaluation: Evaluation, tmp_path: Path
+) -> None:
+    checkpoints = sorted((data.root / "run" / "checkpoints").glob("2*"))
+    other = evaluate(data.root / "run", tmp_path / "other", checkpoint=checkpoints[0].name)
+    found = compare_reports(tmp_path / "other", data.root / "report")
+
+    for name in ("click", "purchase", "purchase|click"):
+        first, second = other.report.binary(name), evaluation.report.binary(name)
+        difference = found.entries[name].auc
+        assert difference is not None
+        assert (difference.first, difference.second) == pytest.approx((first.auc, second.auc))
+        assert name in found.render()
+    same = compare_reports(data.root / "report", data.root / "report").entries["click"].auc
+    assert same is not None
+    assert same.low == same.high == 0
+
+
+def test_reports_of_other_days_are_not_compared(data: SmallData, tmp_path: Path) -> None:
+    evaluate(data.root / "run", tmp_path / "other", days="2026-01-03")
+    evaluate(data.root / "run", tmp_path / "report")
+
+    with pytest.raises(DataError, match="row key"):
+        compare_reports(tmp_path / "other", tmp_path / "report")
 
 
 def test_references_are_compared_for_every_entry(evaluation: Evaluation) -> None:
