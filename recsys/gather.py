@@ -55,6 +55,7 @@ def gather(packed: Packed, layout: SideLayout, *, tables: Mapping[str, Float32Ar
     A bag without ids pools to zero. Tokens are left-aligned and zero-padded to the longest row (at least 1 event, so
     that no axis is empty).
     """
+    assert packed.weights_N is None, "no schema declares weighted bags"
     block_BI = np.empty((len(packed.dense_BD), layout.width), np.float32)
     tokens = {name: _Padded.empty(layout, name, packed) for name in layout.sequences}
     start = column = 0
@@ -62,8 +63,6 @@ def gather(packed: Packed, layout: SideLayout, *, tables: Mapping[str, Float32Ar
         lengths_B = packed.lengths_FB[f]
         stop = start + int(lengths_B.sum())
         rows_NK = tables[slot.table][packed.values_N[start:stop]]
-        if packed.weights_N is not None and slot.kind == "bag":
-            rows_NK = rows_NK * packed.weights_N[start:stop, None]
         start = stop
         if slot.kind == "token":
             assert slot.sequence is not None
