@@ -38,17 +38,6 @@ class AucEstimate:
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A bootstrapped metric: its value on the rows themselves, and what the replicates say about it."""
-
-    value: float
-    standard_error: float
-    low: float
-    high: float
-    replicates: int
-
-
-@dataclass(frozen=True)
 class Difference:
     """A paired difference, `first - second`, with its confidence interval and two-sided normal p-value.
 
@@ -126,23 +115,6 @@ def delong_difference(
     )
 
 
-def bootstrap(
-    rows: ScoredRows, *, replicates: int = 400, seed: int = 0, confidence: float = 0.95
-) -> dict[Metric, Estimate | None]:
-    """AUC, GAUC and normalized entropy, each with a percentile interval over resampled groups.
-
-    Every replicate draws as many groups as there are, with replacement, and keeps all rows of a drawn group. The same
-    seed gives the same replicates. A metric that is undefined on the rows, or on all but one replicate, is None.
-    """
-    sample = Resample(rows)
-    values = resample((sample,), replicates, seed)[0]
-    estimates: dict[Metric, Estimate | None] = {}
-    for metric, value, values_R in zip(METRICS, sample.metrics(None), values.T, strict=True):
-        spread = _spread(value, values_R, confidence)
-        estimates[metric] = None if spread is None else Estimate(value, *spread)
-    return estimates
-
-
 def bootstrap_difference(
     first: ScoredRows,
     second: ScoredRows,
@@ -151,7 +123,12 @@ def bootstrap_difference(
     seed: int = 0,
     confidence: float = 0.95,
 ) -> dict[Metric, Difference | None]:
-    """Paired differences of AUC, GAUC and normalized entropy: both models see the same groups in every replicate."""
+    """Paired differences of AUC, GAUC and normalized entropy with percentile intervals over resampled groups.
+
+    Every replicate draws as many groups as there are, with replacement, and keeps all rows of a drawn group, the same
+    for both models. The same seed gives the same replicates. A metric that is undefined on the rows, or on all but one
+    replicate, is None.
+    """
     samples = (Resample(first), Resample(second))
     values_MRS = resample(samples, replicates, seed)
     pairs = zip(METRICS, samples[0].metrics(None), samples[1].metrics(None), strict=True)
@@ -165,7 +142,7 @@ def bootstrap_difference(
             value_first,
             value_second,
             difference,
-            *spread[:3],
+            *spread,
             p_value=_p_value(difference, spread[0]),
         )
     return differences
@@ -245,11 +222,11 @@ def _p_value(difference: float, standard_error: float) -> float:
 
 def _spread(
     value: float, values_R: Float64Array, confidence: float
-) -> tuple[float, float, float, int] | None:
-    """Standard error, interval and number of the replicates in which the metric was defined."""
+) -> tuple[float, float, float] | None:
+    """Standard error and interval over the replicates in which the metric was defined."""
     defined_R = values_R[~np.isnan(values_R)]
     if math.isnan(value) or len(defined_R) < 2:
         return None
     tail = (1 - confidence) / 2
     low, high = np.quantile(defined_R, [tail, 1 - tail])
-    return float(np.std(defined_R, ddof=1)), float(low), float(high), len(defined_R)
+    return float(np.std(defined_R, ddof=1)), float(low), float(high)

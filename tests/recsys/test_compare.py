@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.compare import (
-    bootstrap,
     bootstrap_difference,
     compare_predictions,
     delong,
@@ -27,7 +26,7 @@ from recsys.measures import (
     scored_rows,
 )
 from recsys.predictions import Predictions
-from recsys.resample import METRICS, Resample
+from recsys.resample import METRICS, Resample, resample
 
 
 def draw(seed: int, *, rows: int = 300, users: int | None = None, noise: float = 0.0) -> ScoredRows:
@@ -192,17 +191,12 @@ def test_standard_errors_by_group_see_that_a_users_rows_are_alike() -> None:
 
 def test_the_bootstrap_agrees_with_the_grouped_standard_error() -> None:
     first, second = user_effects(5)
-    analytic, difference = delong(first), delong_difference(first, second)
-    assert analytic is not None
+    difference = delong_difference(first, second)
     assert difference is not None
-    resampled = bootstrap(first, replicates=600, seed=1)["auc"]
     paired = bootstrap_difference(first, second, replicates=600, seed=1)["auc"]
-    assert resampled is not None
     assert paired is not None
-    assert resampled.standard_error == pytest.approx(analytic.standard_error_by_group, rel=0.15)
     assert paired.standard_error == pytest.approx(difference.standard_error_by_group, rel=0.15)
-    assert resampled.low < resampled.value < resampled.high
-    assert resampled.replicates == 600
+    assert paired.low < paired.difference < paired.high
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -219,12 +213,11 @@ def test_a_replicate_equals_the_metrics_of_the_drawn_users_rows(seed: int) -> No
 
 def test_the_bootstrap_is_the_same_for_one_seed_and_any_row_order() -> None:
     rows = draw(1, users=40)
-    shuffled = rows.take(np.random.default_rng(0).permutation(len(rows)))
-    first, second = (
-        bootstrap(rows, replicates=50, seed=3),
-        bootstrap(shuffled, replicates=50, seed=3),
-    )
-    other = bootstrap(rows, replicates=50, seed=4)
+    rival = replace(rows, logits_B=rows.logits_B[::-1].copy())
+    order = np.random.default_rng(0).permutation(len(rows))
+    first = bootstrap_difference(rows, rival, replicates=50, seed=3)
+    second = bootstrap_difference(rows.take(order), rival.take(order), replicates=50, seed=3)
+    other = bootstrap_difference(rows, rival, replicates=50, seed=4)
     for metric in METRICS:
         one, two, three = first[metric], second[metric], other[metric]
         assert one is not None
@@ -238,12 +231,14 @@ def test_undefined_replicates_are_counted_out_and_undefined_metrics_are_none() -
     # One user of four has the only positive: about a third of the replicates hold no positive at all.
     groups_B, labels_B = np.repeat(np.arange(4), 3), np.array([1, *([0] * 11)])
     rows = scored_rows(np.linspace(1, 0, 12), labels_B, groups_B=groups_B)
-    found = bootstrap(rows, replicates=200, seed=0)
+    rival = replace(rows, logits_B=rows.logits_B[::-1].copy())
+    found = bootstrap_difference(rows, rival, replicates=200, seed=0)
     assert found["auc"] is not None
-    assert 100 < found["auc"].replicates < 170
-    no_positive = bootstrap(scored_rows(np.zeros(4), np.zeros(4)), replicates=5)
-    assert no_positive == dict.fromkeys(METRICS)
-    assert bootstrap(scored_rows(np.zeros(0), np.zeros(0)), replicates=5) == dict.fromkeys(METRICS)
+    defined_R = ~np.isnan(resample((Resample(rows),), 200, 0)[0][:, METRICS.index("auc")])
+    assert 100 < np.count_nonzero(defined_R) < 170
+    for empty in (np.zeros(4), np.zeros(0)):
+        nobody = scored_rows(empty, empty)
+        assert bootstrap_difference(nobody, nobody, replicates=5) == dict.fromkeys(METRICS)
 
 
 def predictions(rows: ScoredRows, source: str, *, first_key: int = 0) -> Predictions:
