@@ -1,0 +1,18 @@
+"""What commands share: arguments of one meaning, and how a result is printed."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Pipeline = Annotated[
+    Path, typer.Argument(help="pipeline.toml: how raw files become rows.", show_default=False)
+]
+RunDirectory = Annotated[Path, typer.Argument(help="The run's directory.", show_default=False)]
+
+
+def show(result: Any, text: str, as_json: bool) -> None:
+    """Print a command's result on standard output."""
+    typer.echo(json.dumps(result, indent=2, ensure_ascii=False) if as_json else text)
