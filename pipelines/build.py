@@ -238,7 +238,7 @@ def _summary(
     for result in results:
         tally.add(result.tally)
     rules = [rule.text for rule in plan.settings.filters]
-    tables = [", ".join(join.path) for join in plan.settings.joins]
+    tables = [join.text for join in plan.settings.joins]
     summary = BuildSummary(
         days,
         tally.read,

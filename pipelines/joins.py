@@ -1,24 +1,51 @@
-"""Side tables: every row meets at most one row of each, found by the values of its key columns."""
+"""Side tables: every row meets at most one row of each, or their number, found by the values of its key columns."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
+from pipelines.rules import Rule
 from pipelines.sources import FileSet
 from recsys.errors import DataError
 from recsys.raw import one_array
 
 
 class Join(FileSet):
-    """A side table, the key columns `on` that both sides have, and the `columns` to add (default: those needed)."""
+    """A side table, the key columns `on` that both sides have, and the `columns` to add (default: those needed).
+
+    `where` leaves only those of its rows for which the rules are true. `count` names a column that is added in place
+    of the table's own: how many of its rows have the key.
+    """
 
     on: tuple[str, ...] = Field(min_length=1)
     columns: tuple[str, ...] | None = None
+    where: tuple[Rule, ...] = ()
+    count: str | None = None
+
+    @field_validator("where", mode="before")
+    @classmethod
+    def _one_rule_or_several(cls, where: Any) -> Any:
+        return (where,) if isinstance(where, Mapping) else where
+
+    @model_validator(mode="after")
+    def _columns_or_count(self) -> Self:
+        if self.count is not None and self.columns is not None:
+            raise ValueError(
+                "count stands for all rows of a key and columns for one of them; write two joins, or leave one out"
+            )
+        return self
+
+    @property
+    def text(self) -> str:
+        """The side table as a reader would say it, for reports: `items.csv, where stock above 0`."""
+        rules = " and ".join(rule.text for rule in self.where)
+        return ", ".join(self.path) + (f", where {rules}" if rules else "")
 
 
 @dataclass(frozen=True)
@@ -31,13 +58,17 @@ class _Level:
 
 @dataclass(frozen=True)
 class SideTable:
-    """A side table in memory. `levels` number the keys; `row_of_number` leads from a key's number to its row."""
+    """A side table in memory. `levels` number the keys; `row_of_number` leads from a key's number to its row.
+
+    A row without a match gets `absent` in every added column.
+    """
 
     name: str
     on: tuple[str, ...]
     levels: tuple[_Level, ...]
     row_of_number: NDArray[np.int64]
     columns: pa.Table
+    absent: int | None = None
 
     def join(self, table: pa.Table) -> tuple[pa.Table, int]:
         """The rows with this table's columns added, in the same order, and how many of them found no match."""
@@ -50,7 +81,10 @@ class SideTable:
                 )
         row = pa.array(self.row_of_number).take(_numbered(keys, self.levels))
         for name in self.columns.column_names:
-            table = table.append_column(name, one_array(self.columns.column(name)).take(row))
+            values = one_array(self.columns.column(name)).take(row)
+            if self.absent is not None:
+                values = values.fill_null(self.absent)
+            table = table.append_column(name, values)
         return table, row.null_count
 
 
@@ -78,6 +112,14 @@ def side_table(name: str, rows: pa.Table, *, on: Sequence[str]) -> SideTable:
     return SideTable(
         name, tuple(on), tuple(levels), first.astype(np.int64), rows.drop_columns(list(on))
     )
+
+
+def count_table(name: str, rows: pa.Table, *, on: Sequence[str], count: pa.Field) -> SideTable:
+    """The side table of how many of some rows have each key, as the column `count`; 0 for a key that none has."""
+    counted = rows.group_by(list(on)).aggregate([([], "count_all")])
+    keys = counted.select(list(on))
+    counts = one_array(counted.column("count_all")).cast(count.type)
+    return replace(side_table(name, keys.append_column(count, counts), on=on), absent=0)
 
 
 def _numbered(keys: Sequence[pa.Array], levels: Sequence[_Level]) -> pa.Array:
