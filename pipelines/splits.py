@@ -11,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from pipelines.rules import Rule
 from recsys.config import Config
 from recsys.errors import DataError
 from recsys.hashing import hash_ids, splitmix64
@@ -22,12 +23,13 @@ _DAY_MICROSECONDS = 86_400 * 1_000_000
 
 
 class Split(Config):
-    """By the UTC day of keys.time, by a seeded hash of a column (or of the row's place), or by file."""
+    """By the UTC day of keys.time, by a seeded hash of a column (or of the row's place), by file, or by rules."""
 
-    by: Literal["time", "hash", "file"]
+    by: Literal["time", "hash", "file", "rules"]
     column: str | None = None
     seed: int = Field(default=0, ge=0, lt=2**63)
     parts: dict[str, float] = {}
+    rules: dict[str, Rule] = {}
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -35,10 +37,21 @@ class Split(Config):
             raise ValueError(
                 'parts = { train = 0.8, ... } is needed with by = "hash", and only then'
             )
-        if self.by == "time" and (self.column is not None or "seed" in self.model_fields_set):
+        if (self.by == "rules") != bool(self.rules):
+            raise ValueError(
+                'rules = { test = { column = "day", at_least = 30 }, ... } is needed with by = "rules", and only then'
+            )
+        draws_nothing = self.column is not None or "seed" in self.model_fields_set
+        if self.by == "time" and draws_nothing:
             raise ValueError(
                 'by = "time" takes neither column nor seed; the time is keys.time of the schema'
             )
+        if self.by == "rules" and draws_nothing:
+            raise ValueError(
+                'by = "rules" takes neither column nor seed; every rule names its own column'
+            )
+        for name in self.rules:
+            check_name(name)
         if self.parts:
             check_shares(self.parts)
         return self
@@ -104,6 +117,20 @@ def by_column(values_B: pa.Array, shares: Mapping[str, float], *, seed: int) -> 
 def by_place(place_B: NDArray[np.int64], shares: Mapping[str, float], *, seed: int) -> Assigned:
     """Shares drawn by a seeded hash of each row's place in the files."""
     return _drawn(splitmix64(place_B, seed), shares)
+
+
+def by_rules(answers: Mapping[str, pa.Array]) -> Assigned:
+    """For each row the first split whose rule is true. Raises DataError at a row for which none is."""
+    true_SB = np.stack(
+        [answer.fill_null(False).to_numpy(zero_copy_only=False) for answer in answers.values()]
+    )
+    lost_B = ~true_SB.any(axis=0)
+    if lost_B.any():
+        raise DataError(
+            "no rule of [split] is true, so the row belongs to none; add a rule, or a filter that leaves such rows out",
+            row=int(np.argmax(lost_B)),
+        )
+    return Assigned(tuple(answers), np.argmax(true_SB, axis=0).astype(np.int64))
 
 
 def whole(name: str, rows: int) -> Assigned:

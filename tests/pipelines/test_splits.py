@@ -1,14 +1,15 @@
-"""A split by the hash of a column that only the files know."""
+"""Splits by the hash of a column that only the files know, and by rules."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from recsys.errors import DataError
+from recsys.errors import ConfigError, DataError
 from recsys.schema import TIMESTAMP
-from tests.pipelines.small_pipeline import PIPELINE, SmallPipeline
+from tests.pipelines.small_pipeline import CSV, PIPELINE, SmallPipeline
 
 
 @pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view()], ids=str)
@@ -47,3 +48,60 @@ def _hash_split(folder: Path, pages: pa.Array) -> SmallPipeline:
         pipeline=pipeline.replace('by = "hash"', 'by = "hash"\ncolumn = "page"'),
         files={"log.parquet": log},
     )
+
+
+RULES = """by = "rules"
+[split.rules]
+early = { column = "shown_at", below = 2026-10-01T10:30:00Z }
+second = { column = "item", equals = 2 }
+rest = { column = "price", not_null = true }
+"""
+
+
+def _split_by(folder: Path, split: str, csv: str = CSV) -> SmallPipeline:
+    pipeline = PIPELINE[: PIPELINE.index("by = ")] + split
+    return SmallPipeline(folder, pipeline=pipeline, files={"log.csv": csv})
+
+
+def _named(small: SmallPipeline) -> list[str]:
+    return [
+        rows.assigned.names[number] for rows in small.batches() for number in rows.assigned.number_B
+    ]
+
+
+def test_a_split_by_rules_takes_the_first_that_is_true(tmp_path: Path) -> None:
+    csv = CSV + "ann,2,3.5,2026-10-01T09:00:00Z,1\nann,3,3.5,2026-10-03T09:00:00Z,1\n"
+
+    assert _named(_split_by(tmp_path, RULES, csv)) == ["early", "second", "second", "early", "rest"]
+
+
+def test_a_split_by_rules_reads_columns_that_the_schema_lacks(tmp_path: Path) -> None:
+    csv = "\n".join(
+        line + end for line, end in zip(CSV.split(), [",part", ",a", ",b", ",a"], strict=True)
+    )
+    rules = '[split.rules]\ntrain = { column = "part", equals = "a" }\ntest = { column = "part", equals = "b" }'
+
+    assert _named(_split_by(tmp_path, f'by = "rules"\n{rules}', csv)) == ["train", "test", "train"]
+
+
+def test_a_row_that_no_rule_takes_is_refused_by_its_number_in_the_file(tmp_path: Path) -> None:
+    csv = CSV + "ann,3,,2026-10-03T09:00:00Z,1\n"
+
+    with pytest.raises(DataError, match=r"log.csv, row 4: no rule of \[split\] is true"):
+        _split_by(tmp_path, RULES, csv).batches()
+
+
+@pytest.mark.parametrize(
+    ("split", "said"),
+    [
+        ('by = "rules"', 'is needed with by = "rules"'),
+        (RULES + "[split.parts]\na = 0.5\nb = 0.5", 'is needed with by = "hash"'),
+        (RULES.replace("early", '"../early"'), "becomes a folder"),
+        (RULES.replace('"rules"', '"rules"\ncolumn = "item"'), "takes neither column nor seed"),
+        (RULES.replace("equals = 2", 'equals = "2"'), "split.rules.second: '2' cannot be compared"),
+        (RULES.replace('by = "rules"', 'by = "time"'), 'is needed with by = "rules"'),
+    ],
+)
+def test_an_impossible_split_by_rules_is_refused(tmp_path: Path, split: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        _split_by(tmp_path, split).plan()
