@@ -206,6 +206,10 @@ def _problems(plan: Plan) -> Iterator[str]:
         dtype = columns.get(name, "bool")
         if dtype in ("string", "timestamp") or dtype.startswith("list"):
             yield f"labels.{name}: the schema declares it as {dtype}; a label is a bool or a number"
+    for number, join in enumerate(settings.joins):
+        if join.count is not None and not _counts(columns.get(join.count, "int64")):
+            found = columns[join.count]
+            yield f"joins[{number}].count: the schema declares {join.count!r} as {found}; a count is a number"
     for name, history in settings.histories.items():
         yield from _history_problems(plan, f"histories.{name}", history)
     yield from _order_problems(settings, plan.history_columns)
@@ -231,6 +235,11 @@ def _history_problems(plan: Plan, where: str, history: History) -> Iterator[str]
             yield f"{where}.tokens: event column {event!r} is no column of the schema{nearest(event, columns)}"
         elif not _holds(dtype, columns[event]):
             yield f"{where}.tokens: {made!r} is {dtype}, event column {event!r} is {columns[event]}; make them agree"
+
+
+def _counts(dtype: str) -> bool:
+    found = ARROW_TYPES[dtype]
+    return bool(pa.types.is_integer(found) or pa.types.is_floating(found))
 
 
 def _holds(listed: str, scalar: str) -> bool:
@@ -272,6 +281,8 @@ def _check_rules(plan: Plan) -> None:
     located = [(f"labels.{name}", rule) for name, rule in settings.labels.items()]
     located += [(f"filters[{number}]", rule) for number, rule in enumerate(settings.filters)]
     located += [(f"split.rules.{name}", rule) for name, rule in settings.split.rules.items()]
+    for number, join in enumerate(settings.joins):
+        located += [(f"joins[{number}].where", rule) for rule in join.where]
     for name, history in settings.histories.items():
         located += [(f"histories.{name}.where", rule) for rule in history.where]
     for where, rule in located:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipelines.files import RawBatch, Slice, column_names, cut_into_parts, require_columns
 from pipelines.history import EventLog, Timeline
-from pipelines.joins import Join, SideTable, side_table
+from pipelines.joins import Join, SideTable, count_table, side_table
 from pipelines.plan import Plan
 from pipelines.rules import Rule, evaluate
 from pipelines.sources import DataFile, find_files
@@ -254,11 +254,16 @@ def open_rows(plan: Plan) -> RowReader:
 
 def _load_side_table(plan: Plan, join: Join, given: set[str], *, where: str) -> SideTable:
     files = find_files([join], folder=plan.path.parent, shared_csv=plan.settings.csv, where=where)
-    twice = next((name for name in join.columns or () if name in given), None)
+    made = join.columns or ((join.count,) if join.count else ())
+    twice = next((name for name in made if name in given), None)
     if twice is not None:
         raise ConfigError(
             f"{where}: column {twice!r} is in the rows already; rename one of the two, or leave it out"
         )
+    if join.count is not None:
+        rows = _side_rows(plan, join, files, join.on, where=where)
+        count = pa.field(join.count, ARROW_TYPES[plan.schema.columns.get(join.count, "int64")])
+        return count_table(str(files[0].path), rows, on=join.on, count=count)
     keys_of_joins = [name for other in plan.settings.joins for name in other.on]
     offered = set(column_names(files[0])) - given - set(join.on)
     added = join.columns or tuple(
@@ -268,7 +273,15 @@ def _load_side_table(plan: Plan, join: Join, given: set[str], *, where: str) -> 
         raise ConfigError(
             f"{where}: {files[0].path} offers no column that the schema, a rule or another join needs; remove the join"
         )
-    wanted = (*join.on, *added)
+    rows = _side_rows(plan, join, files, (*join.on, *added), where=where)
+    return side_table(str(files[0].path), rows, on=join.on)
+
+
+def _side_rows(
+    plan: Plan, join: Join, files: Sequence[DataFile], columns: Sequence[str], *, where: str
+) -> pa.Table:
+    """Those columns of a side table's rows for which the join's `where` is true."""
+    wanted = tuple(dict.fromkeys([*columns, *(rule.column for rule in join.where)]))
     tables: list[pa.Table] = []
     for file in files:
         require_columns(file, wanted)
@@ -280,7 +293,11 @@ def _load_side_table(plan: Plan, join: Join, given: set[str], *, where: str) -> 
             tables += [batch.table for batch in batches]
     if not tables:
         raise DataError(f"{files[0].path}: the side table holds no rows; check what wrote it")
-    return side_table(str(files[0].path), pa.concat_tables(tables), on=join.on)
+    rows = pa.concat_tables(tables)
+    for rule in join.where:
+        answer = evaluate(rule, one_array(rows.column(rule.column)), where=f"{where}.where")
+        rows = rows.filter(answer.fill_null(False))
+    return rows.select(list(columns))
 
 
 def _impression_keys(table: pa.Table, *, name: str) -> NDArray[np.int64]:
