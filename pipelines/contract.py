@@ -198,9 +198,9 @@ def _leaks(plan: Plan) -> Iterator[str]:
             name = rules[name].column
             made_of.append(name)
         for feature_name, feature in plan.schema.features.items():
-            if feature.column in made_of:
+            for column in (name for name in feature.columns if name in made_of):
                 yield (
-                    f"feature {feature_name!r} reads column {feature.column!r}, which the label of task {task_name!r} "
+                    f"feature {feature_name!r} reads column {column!r}, which the label of task {task_name!r} "
                     "is made of; take the feature out of the schema"
                 )
 

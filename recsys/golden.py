@@ -163,7 +163,7 @@ class _RowMaker:
         """Numbers spread as the feature's statistics say, tails beyond the clip included."""
         spread_B: NDArray[np.float64] = 2.0 * self._random.standard_normal(count)
         for feature, item in self._schema.features.items():
-            if item.column != name or item.serve == "fixed":
+            if name not in item.columns or item.serve == "fixed":
                 continue
             if isinstance(item, BucketFeature) and len(self._encoder.edges[feature]):
                 edges = self._encoder.edges[feature]

@@ -3,22 +3,25 @@
 Collation, models, bundles and the encoder read their column order from here and nowhere else.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Literal
 
 import pyarrow as pa
 
 from recsys.schema import (
     ARROW_TYPES,
-    BucketFeature,
-    CategoricalFeature,
+    BagFeature,
+    IdFeature,
     IdToken,
     MultiValuedFeature,
-    NumericFeature,
+    NumberFeature,
+    OwnTableFeature,
     Schema,
     Side,
+    VectorFeature,
 )
 
 BlockSide = Literal["user", "candidate"]
@@ -29,7 +32,10 @@ _SCHEMAS = 64
 
 @dataclass(frozen=True)
 class Slot:
-    """One stream of ids: a `single` id a row, a pooled `bag`, or the `token`s of a sequence."""
+    """One stream of ids: a `single` id a row, a pooled `bag`, or the `token`s of a sequence.
+
+    A `weighted` bag has an encoded column of weights beside that of its ids.
+    """
 
     name: str
     table: str
@@ -39,14 +45,20 @@ class Slot:
     pooling: Literal["mean", "sum"] = "sum"
     sequence: str | None = None
     max_length: int = 1
+    weighted: bool = False
 
 
 @dataclass(frozen=True)
 class Dense:
-    """One dense number a row."""
+    """Dense numbers of a row: one, or the `width` of a vector."""
 
     name: str
     side: BlockSide
+    width: int = 1
+
+    @property
+    def arrow_type(self) -> pa.DataType:
+        return pa.float32() if self.width == 1 else pa.list_(pa.float32(), self.width)
 
 
 @lru_cache(maxsize=_SCHEMAS)
@@ -60,9 +72,9 @@ def slots(schema: Schema, side: BlockSide | None = None) -> tuple[Slot, ...]:
 def dense(schema: Schema, side: BlockSide | None = None) -> tuple[Dense, ...]:
     """Dense values in the order of declaration; of one side if named."""
     found = [
-        Dense(name, _block_side(item.side))
+        Dense(name, _block_side(item.side), item.dim if isinstance(item, VectorFeature) else 1)
         for name, item in schema.features.items()
-        if isinstance(item, NumericFeature)
+        if isinstance(item, NumberFeature | VectorFeature)
     ]
     return tuple(item for item in found if side in (None, item.side))
 
@@ -71,11 +83,13 @@ def _encoded_fields(
     schema: Schema, *, labels: bool, side: BlockSide | None = None
 ) -> list[pa.Field]:
     """Fields of encoded rows, in order. With labels: labels, observed, weight, group, row key and kept columns too."""
-    fields = [
-        pa.field(slot.name, pa.int64() if slot.kind == "single" else pa.list_(pa.int64()))
-        for slot in slots(schema, side)
-    ]
-    fields += [pa.field(dense_column(item.name), pa.float32()) for item in dense(schema, side)]
+    fields = []
+    for slot in slots(schema, side):
+        ids = pa.int64() if slot.kind == "single" else pa.list_(pa.int64())
+        fields.append(pa.field(slot.name, ids))
+        if slot.weighted:
+            fields.append(pa.field(weights_column(slot.name), pa.list_(pa.float32())))
+    fields += [pa.field(dense_column(item.name), item.arrow_type) for item in dense(schema, side)]
     if not labels:
         return fields
     for task in schema.tasks:
@@ -104,6 +118,10 @@ def dense_column(name: str) -> str:
     return f"dense:{name}"
 
 
+def weights_column(slot: str) -> str:
+    return f"weights:{slot}"
+
+
 def label_column(task: str) -> str:
     return f"label:{task}"
 
@@ -118,6 +136,32 @@ def logit_column(task: str) -> str:
 
 def kept_column(name: str) -> str:
     return f"keep:{name}"
+
+
+@lru_cache(maxsize=_SCHEMAS)
+def column_sides(schema: Schema) -> Mapping[str, Side]:
+    """The side on which a request carries each of its raw columns, in the order of `Schema.request_columns`.
+
+    A column is carried once: where it comes with the request, candidate-side features that read it too see it
+    repeated for every candidate.
+    """
+    user: set[str] = set()
+    context: set[str] = set()
+    for sequence in schema.sequences.values():
+        user |= {spec.column for spec in sequence.tokens.values()}
+    for item in schema.features.values():
+        if item.serve == "request":
+            user.update(item.columns if item.side == "user" else item.user_columns)
+            context.update(item.columns if item.side == "context" else ())
+    if schema.keys.time is not None:
+        user.discard(schema.keys.time)
+        context.add(schema.keys.time)
+    return MappingProxyType(
+        {
+            name: "user" if name in user else "context" if name in context else "candidate"
+            for name in schema.request_columns
+        }
+    )
 
 
 def entry_name(task: str, given: str | None = None) -> str:
@@ -139,15 +183,14 @@ def _feature_slots(schema: Schema) -> Iterable[Slot]:
     tables = schema.all_tables
     for name, item in schema.features.items():
         side = _block_side(item.side)
-        match item:
-            case CategoricalFeature():
-                yield Slot(name, item.table, side, "single", tables[item.table].dim)
-            case MultiValuedFeature():
-                yield Slot(name, item.table, side, "bag", tables[item.table].dim, item.pooling)
-            case BucketFeature():
-                yield Slot(name, name, side, "single", item.dim)
-            case NumericFeature():
-                continue
+        if isinstance(item, IdFeature):
+            yield Slot(name, item.table, side, "single", tables[item.table].dim)
+        elif isinstance(item, BagFeature):
+            weighted = isinstance(item, MultiValuedFeature) and item.weights is not None
+            dim = tables[item.table].dim
+            yield Slot(name, item.table, side, "bag", dim, item.pooling, weighted=weighted)
+        elif isinstance(item, OwnTableFeature):
+            yield Slot(name, name, side, "single", item.dim)
 
 
 def _token_slots(schema: Schema) -> Iterable[Slot]:

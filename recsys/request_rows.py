@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from recsys.encode import Encoder
 from recsys.layout import BlockSide
-from recsys.schema import ARROW_TYPES, Schema
+from recsys.schema import ARROW_TYPES, OneColumn, Schema
 
 _FIXED = "fixed:"
 
@@ -25,7 +25,7 @@ class RequestColumns:
         by_side: dict[str, dict[str, None]] = {"user": {}, "context": {}, "candidate": {}}
         for item in schema.features.values():
             if item.serve == "request":
-                by_side[item.side][item.column] = None
+                by_side[item.side] |= dict.fromkeys(item.columns)
         for sequence in schema.sequences.values():
             by_side["user"] |= dict.fromkeys(spec.column for spec in sequence.tokens.values())
         time = schema.keys.time
@@ -48,7 +48,7 @@ class RequestEncoder:
         schema = encoder.schema
         columns, features, constants = dict(schema.columns), dict(schema.features), {}
         for name, item in schema.features.items():
-            if item.serve == "fixed":
+            if isinstance(item, OneColumn) and item.serve == "fixed":
                 # A column of its own: another feature may read the same raw column from the request.
                 column = f"{_FIXED}{name}"
                 columns[column] = schema.columns[item.column]

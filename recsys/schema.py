@@ -14,10 +14,29 @@ from pathlib import Path
 from typing import Any, Self
 
 import pyarrow as pa
-from pydantic import field_validator, model_validator
+from pydantic import ValidationInfo, field_validator, model_validator
 
 from recsys.config import Config, read_toml
 from recsys.errors import nearest
+from recsys.features import (
+    BagFeature,
+    BucketFeature,
+    CategoricalFeature,
+    CrossFeature,
+    DatePartFeature,
+    ExpressionFeature,
+    Feature,
+    IdFeature,
+    LookupFeature,
+    MultiValuedFeature,
+    NumberFeature,
+    NumericFeature,
+    OneColumn,
+    OverlapFeature,
+    OwnTableFeature,
+    TextFeature,
+    VectorFeature,
+)
 from recsys.publish import canonical_json
 from recsys.schema_rules import problems
 from recsys.schema_sections import (
@@ -26,13 +45,8 @@ from recsys.schema_sections import (
     RESERVED_ROWS,
     TIMESTAMP,
     UNKNOWN_ROW,
-    BucketFeature,
-    CategoricalFeature,
-    Feature,
     IdToken,
     Keys,
-    MultiValuedFeature,
-    NumericFeature,
     Sequence,
     Side,
     Table,
@@ -46,19 +60,31 @@ __all__ = [
     "RESERVED_ROWS",
     "TIMESTAMP",
     "UNKNOWN_ROW",
+    "BagFeature",
     "BucketFeature",
     "CategoricalFeature",
+    "CrossFeature",
+    "DatePartFeature",
+    "ExpressionFeature",
     "Feature",
+    "IdFeature",
     "IdToken",
     "Keys",
+    "LookupFeature",
     "MultiValuedFeature",
+    "NumberFeature",
     "NumericFeature",
+    "OneColumn",
+    "OverlapFeature",
+    "OwnTableFeature",
     "Schema",
     "Sequence",
     "Side",
     "Table",
     "Task",
+    "TextFeature",
     "TimeGapToken",
+    "VectorFeature",
     "load_schema",
     "parse_schema",
 ]
@@ -87,11 +113,11 @@ class Schema(Config):
 
     @field_validator("features")
     @classmethod
-    def _name_feature_columns(cls, features: dict[str, Any]) -> dict[str, Any]:
-        return {
-            name: item.model_copy(update={"column": item.column or name})
-            for name, item in features.items()
-        }
+    def _name_feature_columns(
+        cls, features: dict[str, Any], info: ValidationInfo
+    ) -> dict[str, Any]:
+        keys = info.data.get("keys", Keys())
+        return {name: item.named(name, keys) for name, item in features.items()}
 
     @field_validator("sequences")
     @classmethod
@@ -124,11 +150,11 @@ class Schema(Config):
 
     @cached_property
     def all_tables(self) -> dict[str, Table]:
-        """Declared tables, then those that bucket features and time gaps bring along."""
+        """Declared tables, then those that features and time gaps bring along."""
         implicit = {
-            name: Table(rows=item.buckets + RESERVED_ROWS, dim=item.dim)
+            name: item.own_table
             for name, item in self.features.items()
-            if isinstance(item, BucketFeature)
+            if isinstance(item, OwnTableFeature)
         }
         for sequence_name, sequence in self.sequences.items():
             for token, spec in sequence.tokens.items():
@@ -148,8 +174,10 @@ class Schema(Config):
         for table in tree["tables"].values():
             del table["dim"]
         for feature in tree["features"].values():
-            for key in ("side", "serve", "value", "dim", "pooling"):
+            for key in ("side", "user_columns", "serve", "value", "pooling"):
                 feature.pop(key, None)
+            if feature["kind"] != "vector":
+                feature.pop("dim", None)
         for sequence in tree["sequences"].values():
             del sequence["target"]
             for token in sequence["tokens"].values():
@@ -172,7 +200,12 @@ class Schema(Config):
     @cached_property
     def request_columns(self) -> tuple[str, ...]:
         """Raw columns that a served row needs: of features that are not fixed, of tokens, and the time for gaps."""
-        names = [item.column for item in self.features.values() if item.serve == "request"]
+        names = [
+            column
+            for item in self.features.values()
+            if item.serve == "request"
+            for column in item.columns
+        ]
         gaps = False
         for sequence in self.sequences.values():
             names += [spec.column for spec in sequence.tokens.values()]

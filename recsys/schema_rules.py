@@ -7,17 +7,28 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol
 
-import pyarrow as pa
-
 from recsys.errors import nearest
-from recsys.schema_sections import (
-    ARROW_TYPES,
-    BucketFeature,
+from recsys.feature_rules import (
+    ID_LISTS,
+    IDS,
+    INTEGERS,
+    NUMBERS,
+    column_problem,
+    family,
+    feature_problems,
+    unknown_table,
+)
+from recsys.features import (
+    BagFeature,
     CategoricalFeature,
     Feature,
+    IdFeature,
+    MultiValuedFeature,
+)
+from recsys.schema_sections import (
+    ARROW_TYPES,
     IdToken,
     Keys,
-    MultiValuedFeature,
     Sequence,
     Table,
     Task,
@@ -25,10 +36,6 @@ from recsys.schema_sections import (
 )
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
-_INTEGERS = ("bool", "int8", "int16", "int32", "int64")
-_NUMBERS = (*_INTEGERS, "float32", "float64")
-_IDS = (*_INTEGERS, "string")
-_ID_LISTS = ("list<int64>", "list<string>")
 
 
 class Sections(Protocol):
@@ -77,31 +84,21 @@ def _name_problems(schema: Sections) -> Iterator[str]:
             yield f"sequences.{name}: a feature has this name too; rename one"
 
 
-def _column_problem(
-    schema: Sections, column: str, where: str, dtypes: tuple[str, ...]
-) -> Iterator[str]:
-    found = schema.columns.get(column)
-    if found is None:
-        yield f"{where} names column {column!r}, which [columns] does not declare{nearest(column, schema.columns)}"
-    elif found not in dtypes:
-        yield f"{where} needs column {column!r} to be one of {', '.join(dtypes)}, found {found}"
-
-
 def _key_problems(schema: Sections) -> Iterator[str]:
     keys = schema.keys
     for name, dtypes in {
-        "user": _IDS,
-        "item": _IDS,
-        "impression": _IDS,
+        "user": IDS,
+        "item": IDS,
+        "impression": IDS,
         "time": ("timestamp",),
     }.items():
         column = getattr(keys, name)
         if column is not None:
-            yield from _column_problem(schema, column, f"keys.{name}", dtypes)
+            yield from column_problem(schema.columns, column, f"keys.{name}", dtypes)
     if keys.sample_weight is not None:
-        yield from _column_problem(schema, keys.sample_weight, "keys.sample_weight", _NUMBERS)
+        yield from column_problem(schema.columns, keys.sample_weight, "keys.sample_weight", NUMBERS)
     for column in keys.keep:
-        yield from _column_problem(schema, column, "keys.keep", tuple(ARROW_TYPES))
+        yield from column_problem(schema.columns, column, "keys.keep", tuple(ARROW_TYPES))
 
 
 def _feature_problems(schema: Sections) -> Iterator[str]:
@@ -109,33 +106,12 @@ def _feature_problems(schema: Sections) -> Iterator[str]:
         yield "features: none declared; a model needs at least one input"
     labels = {task.label: name for name, task in schema.tasks.items()}
     for name, item in schema.features.items():
-        where = f"features.{name}"
-        if item.column in labels:
-            yield f"{where} reads column {item.column!r}, the label of task {labels[item.column]!r}; remove the leak"
-        dtypes = {"categorical": _IDS, "multi_valued": _ID_LISTS}.get(item.kind, _NUMBERS)
-        yield from _column_problem(schema, item.column, where, dtypes)
-        if (
-            isinstance(item, CategoricalFeature | MultiValuedFeature)
-            and item.table not in schema.tables
-        ):
-            yield _unknown_table(schema, item.table, where)
-        if isinstance(item, BucketFeature) and name in schema.tables:
-            yield f"{where}: a bucket feature brings its own table, and [tables] declares {name!r} too; rename one"
-        if item.value is not None:
-            yield from _value_problem(schema, item.column, item.value, where)
-
-
-def _unknown_table(schema: Sections, table: str, where: str) -> str:
-    return f"{where} names table {table!r}, which [tables] does not declare{nearest(table, schema.tables)}"
-
-
-def _value_problem(
-    schema: Sections, column: str, value: bool | int | float | str, where: str
-) -> Iterator[str]:
-    try:
-        pa.scalar(value, ARROW_TYPES[schema.columns[column]])
-    except (pa.ArrowException, TypeError, ValueError, OverflowError):
-        yield f"{where}: value {value!r} does not fit column {column!r} of type {schema.columns[column]}"
+        for column in item.columns:
+            if column in labels:
+                yield (
+                    f"features.{name} reads column {column!r}, the label of task {labels[column]!r}; remove the leak"
+                )
+        yield from feature_problems(name, item, schema.columns, schema.tables)
 
 
 def _sequence_problems(schema: Sections) -> Iterator[str]:
@@ -145,15 +121,15 @@ def _sequence_problems(schema: Sections) -> Iterator[str]:
             yield f"{where} has no tokens; add one such as item = {{ table = ... }}"
         for token, spec in sequence.tokens.items():
             if isinstance(spec, TimeGapToken):
-                yield from _column_problem(
-                    schema, spec.column, f"{where}.{token}", ("list<timestamp>",)
+                yield from column_problem(
+                    schema.columns, spec.column, f"{where}.{token}", ("list<timestamp>",)
                 )
                 if schema.keys.time is None:
                     yield f"{where}.{token} is a time gap, so [keys] must name the impression's time column"
                 continue
-            yield from _column_problem(schema, spec.column, f"{where}.{token}", _ID_LISTS)
+            yield from column_problem(schema.columns, spec.column, f"{where}.{token}", ID_LISTS)
             if spec.table not in schema.tables:
-                yield _unknown_table(schema, spec.table, f"{where}.{token}")
+                yield unknown_table(schema.tables, spec.table, f"{where}.{token}")
         for token, feature in sequence.target.items():
             yield from _target_problem(schema, sequence, token, feature, f"{where}.target.{token}")
 
@@ -174,12 +150,11 @@ def _target_problem(
 
 def _table_problems(schema: Sections) -> Iterator[str]:
     families: dict[str, tuple[str, str]] = {}
-    for table, column in _table_columns(schema):
-        family = "string" if "string" in schema.columns.get(column, "") else "integer"
-        first_family, first_column = families.setdefault(table, (family, column))
-        if family != first_family:
+    for table, reader, found in _table_readers(schema):
+        first_family, first_reader = families.setdefault(table, (found, reader))
+        if found != first_family:
             yield (
-                f"tables.{table} is read by column {first_column!r} ({first_family}) and column {column!r} ({family}); "
+                f"tables.{table} is read by {first_reader} ({first_family}) and {reader} ({found}); "
                 "give each type a table of its own or declare the same dtype"
             )
     for name in schema.tables:
@@ -187,14 +162,19 @@ def _table_problems(schema: Sections) -> Iterator[str]:
             yield f"tables.{name} is read by no feature and no sequence; remove it"
 
 
-def _table_columns(schema: Sections) -> Iterator[tuple[str, str]]:
-    for item in schema.features.values():
+def _table_readers(schema: Sections) -> Iterator[tuple[str, str, str]]:
+    """Table, what reads it, and the family of its ids: strings, integers, or hashes that a feature makes."""
+    for name, item in schema.features.items():
         if isinstance(item, CategoricalFeature | MultiValuedFeature):
-            yield item.table, item.column
+            dtype = schema.columns.get(item.column, "")
+            yield item.table, f"column {item.column!r}", family(dtype)
+        elif isinstance(item, IdFeature | BagFeature):
+            yield item.table, f"feature {name!r}", "hashed"
     for sequence in schema.sequences.values():
         for spec in sequence.tokens.values():
             if isinstance(spec, IdToken):
-                yield spec.table, spec.column
+                dtype = schema.columns.get(spec.column, "")
+                yield spec.table, f"column {spec.column!r}", family(dtype)
 
 
 def _task_problems(schema: Sections) -> Iterator[str]:
@@ -202,9 +182,9 @@ def _task_problems(schema: Sections) -> Iterator[str]:
         yield "tasks: none declared; say what to predict, such as click = { label = 'clicked' }"
     for name, task in schema.tasks.items():
         where = f"tasks.{name}"
-        yield from _column_problem(schema, task.label, where, _NUMBERS)
+        yield from column_problem(schema.columns, task.label, where, NUMBERS)
         if task.mask is not None:
-            yield from _column_problem(schema, task.mask, f"{where}.mask", _INTEGERS)
+            yield from column_problem(schema.columns, task.mask, f"{where}.mask", INTEGERS)
         if task.given is None:
             continue
         parent = schema.tasks.get(task.given)

@@ -1,7 +1,7 @@
 """The sections of `schema.toml`, one frozen class each. `recsys.schema.Schema` puts them together."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
@@ -27,9 +27,12 @@ _SCALARS: dict[str, pa.DataType] = {
     "timestamp": TIMESTAMP,
 }
 _LISTED = ("int64", "float32", "string", "timestamp")
-ARROW_TYPES: dict[str, pa.DataType] = _SCALARS | {
-    f"list<{name}>": pa.list_(_SCALARS[name]) for name in _LISTED
-}
+_MAP_KEYS = ("string", "int64")
+ARROW_TYPES: dict[str, pa.DataType] = (
+    _SCALARS
+    | {f"list<{name}>": pa.list_(_SCALARS[name]) for name in _LISTED}
+    | {f"map<{name},float32>": pa.map_(_SCALARS[name], pa.float32()) for name in _MAP_KEYS}
+)
 
 
 Side = Literal["user", "context", "candidate"]
@@ -69,61 +72,6 @@ class Keys(Config):
         """Columns that travel unencoded, without repetition: the keys, then `keep`."""
         named = (self.user, self.item, self.time, self.impression, *self.keep)
         return tuple(dict.fromkeys(name for name in named if name is not None))
-
-
-class _Feature(Config):
-    """What every feature may say. A `fixed` feature is trained as given and is the constant `value` in the server."""
-
-    column: str = ""
-    side: Side = "candidate"
-    serve: Literal["request", "fixed"] = "request"
-    value: bool | int | float | str | None = None
-
-    @model_validator(mode="after")
-    def _fixed_has_value(self) -> Self:
-        if (self.serve == "fixed") != (self.value is not None):
-            raise ValueError(
-                'serve = "fixed" and value = ... belong together; give both or neither'
-            )
-        return self
-
-
-class CategoricalFeature(_Feature):
-    """One id a row, looked up in a table."""
-
-    kind: Literal["categorical"]
-    table: str
-
-
-class MultiValuedFeature(_Feature):
-    """A bag of ids a row, pooled. Null and the empty list are both the empty bag, whose vector is zero."""
-
-    kind: Literal["multi_valued"]
-    table: str
-    pooling: Literal["mean", "sum"] = "mean"
-
-
-class NumericFeature(_Feature):
-    """One dense number: signed log1p if asked, z-score over the training rows, clipped. Null becomes 0."""
-
-    kind: Literal["numeric"]
-    transform: Literal["none", "log1p"] = "none"
-    normalize: Literal["zscore", "none"] = "zscore"
-    clip: float | None = Field(default=5.0, gt=0)
-
-
-class BucketFeature(_Feature):
-    """A number cut at the training rows' quantiles, looked up in a table of the feature's own name."""
-
-    kind: Literal["bucket"]
-    buckets: int = Field(default=32, ge=2, le=65_536)
-    dim: int = Field(default=8, ge=1, le=4096)
-
-
-Feature = Annotated[
-    CategoricalFeature | MultiValuedFeature | NumericFeature | BucketFeature,
-    Field(discriminator="kind"),
-]
 
 
 class IdToken(Config):
