@@ -6,7 +6,7 @@ alone, so that the same rows come in the same order however many processes read 
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from pipelines.sources import Csv, DataFile, repeated
+from pipelines.jsonl_files import has_key, jsonl_names, read_jsonl
+from pipelines.sources import Csv, DataFile, Format, repeated
 from recsys.errors import DataError, nearest
 
 BATCH_ROWS = 65_536
@@ -44,13 +45,13 @@ class RawBatch:
 def column_names(file: DataFile) -> tuple[str, ...]:
     """Names of a file's columns after renaming. Raises DataError when it cannot be read or a name occurs twice."""
     with _readable(file):
-        names = _parquet_names(file) if file.csv is None else _csv_names(file, file.csv)
+        names = _names(file)
     unknown = next((name for name in file.rename if name not in names), None)
     if unknown is not None:
         raise DataError(
             f"{file.path}: rename names column {unknown!r}, which the file lacks{nearest(unknown, names)}"
         )
-    renamed = tuple(file.rename.get(name, name) for name in names)
+    renamed = tuple(map(file.renamed, names))
     twice = repeated(renamed)
     if twice is not None:
         raise DataError(
@@ -63,7 +64,7 @@ def require_columns(file: DataFile, needed: Sequence[str]) -> None:
     """Nothing, when a file has all needed columns; raises DataError naming the first that it lacks."""
     names = column_names(file)
     missing = next((name for name in needed if name not in names), None)
-    if missing is not None:
+    if missing is not None and not _is_rare_key(file, missing):
         listed = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
         raise DataError(
             f"{file.path}: no column {missing!r}{nearest(missing, names)}; the file has {listed}. "
@@ -71,15 +72,20 @@ def require_columns(file: DataFile, needed: Sequence[str]) -> None:
         )
 
 
+def _is_rare_key(file: DataFile, name: str) -> bool:
+    original = next((old for old, new in file.rename.items() if new == name), name)
+    return file.format == "jsonl" and has_key(file, original)
+
+
 def cut_into_parts(
     files: Sequence[DataFile], *, part_rows: int = PART_ROWS
 ) -> list[tuple[Slice, ...]]:
-    """Slices in reading order, grouped so that a part has about `part_rows` rows; a CSV file is one part."""
+    """Slices in reading order, grouped so that a part has about `part_rows` rows; a file of text is one part."""
     parts: list[tuple[Slice, ...]] = []
     waiting: list[Slice] = []
     rows = 0
     for file in files:
-        if file.csv is not None:
+        if file.format != "parquet":
             parts += [tuple(waiting)] if waiting else []
             parts.append((Slice(file),))
             waiting, rows = [], 0
@@ -93,23 +99,47 @@ def cut_into_parts(
     return [*parts, tuple(waiting)] if waiting else parts
 
 
-def read(piece: Slice, columns: Sequence[str]) -> Iterator[RawBatch]:
-    """Batches of about BATCH_ROWS rows with the named columns (after renaming), in file order. Raises DataError."""
+def read(
+    piece: Slice, columns: Sequence[str], *, declared: Mapping[str, pa.DataType] | None = None
+) -> Iterator[RawBatch]:
+    """Batches of at most about BATCH_ROWS rows with the named columns (after renaming), in file order.
+
+    `declared` types tell which kinds of JSON values are right; no other format asks, and none converts to them.
+    Raises DataError.
+    """
     file = piece.file
     original = {new: old for old, new in file.rename.items()}
     wanted = [original.get(name, name) for name in columns]
+    types = {original.get(name, name): found for name, found in (declared or {}).items()}
     row = piece.first_row
-    batches = (
-        _read_parquet(piece, wanted) if file.csv is None else _read_csv(file, file.csv, wanted)
-    )
-    for table in batches:
+    for table in _tables(piece, wanted, types):
         renamed = table.select(wanted).rename_columns(list(columns))
-        yield RawBatch(file, row, renamed)
-        row += renamed.num_rows
+        for start in range(0, renamed.num_rows, BATCH_ROWS):
+            batch = renamed.slice(start, BATCH_ROWS)
+            yield RawBatch(file, row, batch)
+            row += batch.num_rows
+
+
+def _tables(
+    piece: Slice, wanted: list[str], declared: Mapping[str, pa.DataType]
+) -> Iterator[pa.Table]:
+    with _readable(piece.file):
+        if piece.file.format == "jsonl":
+            yield from read_jsonl(piece.file, wanted, declared=declared)
+        elif piece.file.csv is not None:
+            yield from _read_csv(piece.file, piece.file.csv, wanted)
+        else:
+            yield from _read_parquet(piece, wanted)
+
+
+def _names(file: DataFile) -> tuple[str, ...]:
+    if file.format == "jsonl":
+        return jsonl_names(file)
+    return _parquet_names(file) if file.csv is None else _csv_names(file, file.csv)
 
 
 def _read_parquet(piece: Slice, wanted: list[str]) -> Iterator[pa.Table]:
-    with _readable(piece.file), pq.ParquetFile(piece.file.path) as parquet:
+    with pq.ParquetFile(piece.file.path) as parquet:
         groups = (
             list(range(parquet.num_row_groups))
             if piece.row_groups is None
@@ -120,31 +150,30 @@ def _read_parquet(piece: Slice, wanted: list[str]) -> Iterator[pa.Table]:
 
 
 def _read_csv(file: DataFile, settings: Csv, wanted: list[str]) -> Iterator[pa.Table]:
-    with _readable(file):
-        names = _csv_names(file, settings)
-        reader = pa.csv.open_csv(
-            str(file.path),
-            read_options=pa.csv.ReadOptions(
-                block_size=_BLOCK_BYTES,
-                column_names=list(names),
-                skip_rows=1 if settings.header else 0,
-                encoding=settings.encoding,
-            ),
-            parse_options=pa.csv.ParseOptions(
-                delimiter=settings.delimiter,
-                quote_char=settings.quote or False,
-                newlines_in_values=True,
-            ),
-            convert_options=pa.csv.ConvertOptions(
-                include_columns=wanted,
-                column_types=dict.fromkeys(wanted, pa.string()),
-                strings_can_be_null=False,
-            ),
+    names = _csv_names(file, settings)
+    reader = pa.csv.open_csv(
+        str(file.path),
+        read_options=pa.csv.ReadOptions(
+            block_size=_BLOCK_BYTES,
+            column_names=list(names),
+            skip_rows=1 if settings.header else 0,
+            encoding=settings.encoding,
+        ),
+        parse_options=pa.csv.ParseOptions(
+            delimiter=settings.delimiter,
+            quote_char=settings.quote or False,
+            newlines_in_values=True,
+        ),
+        convert_options=pa.csv.ConvertOptions(
+            include_columns=wanted,
+            column_types=dict.fromkeys(wanted, pa.string()),
+            strings_can_be_null=False,
+        ),
+    )
+    for table in _gathered(reader):
+        yield pa.table(
+            [_cleaned(column, settings) for column in table.columns], names=table.column_names
         )
-        for table in _gathered(reader):
-            yield pa.table(
-                [_cleaned(column, settings) for column in table.columns], names=table.column_names
-            )
 
 
 def _gathered(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
@@ -208,10 +237,23 @@ def _row_group_slices(file: DataFile, part_rows: int) -> Iterator[tuple[Slice, i
         yield Slice(file, start, tuple(groups)), rows
 
 
+@dataclass(frozen=True)
+class _Kind:
+    name: str
+    hint: str
+
+
+_KINDS: dict[Format, _Kind] = {
+    "parquet": _Kind("Parquet", "the copy is damaged, or no Parquet"),
+    "csv": _Kind("CSV", "check [csv] (header, names, delimiter, quote, encoding)"),
+    "jsonl": _Kind("JSON lines", "the copy is damaged, or packed otherwise than its name says"),
+}
+
+
 @contextmanager
 def _readable(file: DataFile) -> Iterator[None]:
     """Whatever goes wrong while a file is read, as one sentence that names the file."""
-    kind = "Parquet" if file.csv is None else "CSV"
+    kind = _KINDS[file.format]
     try:
         if file.path.stat().st_size == 0:
             raise DataError(
@@ -222,9 +264,6 @@ def _readable(file: DataFile) -> Iterator[None]:
         raise DataError(f"{file.path}: no such file; check the path") from error
     except (pa.ArrowException, OSError, EOFError, UnicodeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        hint = (
-            "check [csv] (header, names, delimiter, quote, encoding)"
-            if file.csv
-            else "the copy is damaged, or no Parquet"
-        )
-        raise DataError(f"{file.path}: not readable as {kind} ({reason[:300]}); {hint}") from error
+        raise DataError(
+            f"{file.path}: not readable as {kind.name} ({reason[:300]}); {kind.hint}"
+        ) from error

@@ -1,4 +1,4 @@
-"""Which files a pipeline names, and how their CSV is written."""
+"""Which files a pipeline names, and how they are written."""
 
 import codecs
 import glob
@@ -13,6 +13,8 @@ from pydantic import Field, field_validator, model_validator
 
 from recsys.config import Config
 from recsys.errors import ConfigError, DataError
+
+Format = Literal["csv", "parquet", "jsonl"]
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
@@ -49,7 +51,7 @@ class FileSet(Config):
     """Files of one format. `rename` maps a column's name in the file to the one used everywhere else."""
 
     path: tuple[str, ...] = Field(min_length=1)
-    format: Literal["csv", "parquet"]
+    format: Format
     csv: Csv | None = None
     rename: dict[str, str] = {}
 
@@ -61,7 +63,7 @@ class FileSet(Config):
     @model_validator(mode="after")
     def _csv_for_csv(self) -> Self:
         if self.csv is not None and self.format != "csv":
-            raise ValueError('csv = ... describes CSV files, and format is "parquet"')
+            raise ValueError(f"csv = ... describes CSV files, and format is {self.format!r}")
         return self
 
 
@@ -77,9 +79,14 @@ class DataFile:
 
     path: Path
     index: int
+    format: Format
     csv: Csv | None
     rename: dict[str, str]
     split: str | dict[str, float] | None = None
+
+    def renamed(self, name: str) -> str:
+        """The name used everywhere else for a column of the file."""
+        return self.rename.get(name, name)
 
 
 def find_files(
@@ -91,7 +98,7 @@ def find_files(
         settings = (source.csv or shared_csv) if source.format == "csv" else None
         split = source.split if isinstance(source, Source) else None
         for path in _paths(source.path, folder, where):
-            found.append(DataFile(path, len(found), settings, source.rename, split))
+            found.append(DataFile(path, len(found), source.format, settings, source.rename, split))
     twice = repeated([str(file.path) for file in found])
     if twice is not None:
         raise ConfigError(f"{where}: file {twice} is named twice; its rows would count double")

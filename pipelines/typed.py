@@ -9,7 +9,7 @@ from pipelines.convert import Unit, convert, first_failure, parse, plain
 from pipelines.files import RawBatch, Slice, read
 from recsys.errors import DataError
 from recsys.raw import one_array
-from recsys.schema import Schema
+from recsys.schema import ARROW_TYPES, Schema
 
 
 def read_typed(
@@ -19,7 +19,10 @@ def read_typed(
 
     Raises DataError naming file, row (counted from 1), column, value and what to do.
     """
-    for batch in read(piece, columns):
+    declared = {
+        name: ARROW_TYPES[schema.columns[name]] for name in columns if name in schema.columns
+    }
+    for batch in read(piece, columns, declared=declared):
         arrays = [_typed(batch, name, schema, timestamps.get(name)) for name in columns]
         yield RawBatch(batch.file, batch.first_row, pa.table(arrays, names=list(columns)))
 
