@@ -144,7 +144,10 @@ class Bundle:
         return RequestColumns.of(self.schema)
 
     def blocks(self, raw: pa.Table, *, side: BlockSide, rows: int) -> SideBlocks:
-        """One side's blocks of raw request rows. Raises DataError naming column, row and what was found."""
+        """One side's blocks of raw request rows; candidates come with the columns they share with their user.
+
+        Raises DataError naming column, row and what was found.
+        """
         if not self._layouts[side].slots and not self._layouts[side].dense:
             return SideBlocks(np.empty((rows, 0), np.float32), {}, {})
         return self.encoded_blocks(
@@ -169,7 +172,8 @@ class Bundle:
         # Arrow counts no rows in a table without columns.
         user_count = user.num_rows or int(user_of_row_N.max()) + 1
         user_blocks = self.blocks(user, side="user", rows=user_count)
-        candidate_blocks = self.blocks(candidates, side="candidate", rows=candidate_count)
+        rows = self.request_columns.joined(candidates, user=user, user_of_row_N=user_of_row_N)
+        candidate_blocks = self.blocks(rows, side="candidate", rows=candidate_count)
         return self.program.logits(user_blocks, candidate_blocks, user_of_row_N)
 
     @cached_property

@@ -235,7 +235,8 @@ def _golden(model: RankingModel, encoder: Encoder, rows: pa.Table | None) -> Gol
     user_inputs = request_encoder.encode(user, rows=raw.num_rows, side="user").take(
         pa.array(user_of_row_N)
     )
-    candidate_inputs = request_encoder.encode(candidates, rows=raw.num_rows, side="candidate")
+    joined = columns.joined(candidates, user=user, user_of_row_N=user_of_row_N)
+    candidate_inputs = request_encoder.encode(joined, rows=raw.num_rows, side="candidate")
     inputs = _side_by_side(schema, user_inputs, candidate_inputs)
     return Golden(
         user, candidates, user_of_row_N, eager_logits(model, schema, collate(inputs, schema))
@@ -254,7 +255,7 @@ def eager_logits(model: RankingModel, schema: Schema, packed: Packed) -> NDArray
     rows = len(packed.dense_BD)
     batch = Batch(
         values_N=torch.from_numpy(np.array(packed.values_N)),
-        weights_N=None,
+        weights_N=None if packed.weights_N is None else torch.from_numpy(packed.weights_N),
         lengths_FB=torch.from_numpy(packed.lengths_FB),
         dense_BD=torch.from_numpy(packed.dense_BD),
         labels_BT=torch.zeros(rows, len(schema.tasks)),

@@ -43,7 +43,8 @@ class SideLayout:
     @property
     def width(self) -> int:
         """I: pooled and single slots, then dense values; tokens are apart."""
-        return sum(slot.dim for slot in self.slots if slot.kind != "token") + len(self.dense)
+        pooled = sum(slot.dim for slot in self.slots if slot.kind != "token")
+        return pooled + sum(item.width for item in self.dense)
 
     def token_slots(self, sequence: str) -> tuple[Slot, ...]:
         return tuple(slot for slot in self.slots if slot.sequence == sequence)
@@ -52,10 +53,9 @@ class SideLayout:
 def gather(packed: Packed, layout: SideLayout, *, tables: Mapping[str, Float32Array]) -> SideBlocks:
     """The blocks of one side's packed rows.
 
-    A bag without ids pools to zero. Tokens are left-aligned and zero-padded to the longest row (at least 1 event, so
-    that no axis is empty).
+    A bag without ids, or whose weights are all 0, pools to zero. Tokens are left-aligned and zero-padded to the longest
+    row (at least 1 event, so that no axis is empty).
     """
-    assert packed.weights_N is None, "no schema declares weighted bags"
     block_BI = np.empty((len(packed.dense_BD), layout.width), np.float32)
     tokens = {name: _Padded.empty(layout, name, packed) for name in layout.sequences}
     start = column = 0
@@ -63,6 +63,9 @@ def gather(packed: Packed, layout: SideLayout, *, tables: Mapping[str, Float32Ar
         lengths_B = packed.lengths_FB[f]
         stop = start + int(lengths_B.sum())
         rows_NK = tables[slot.table][packed.values_N[start:stop]]
+        if slot.weighted:
+            assert packed.weights_N is not None
+            rows_NK *= _factors(packed.weights_N[start:stop], lengths_B, slot)[:, None]
         start = stop
         if slot.kind == "token":
             assert slot.sequence is not None
@@ -103,13 +106,24 @@ class _Padded:
 
 
 def _pooled(rows_NK: Float32Array, lengths_B: NDArray[np.int32], slot: Slot) -> Float32Array:
-    """Sum or mean of each row's ids, in their order; zero for an empty bag."""
+    """Sum or mean of each row's ids, in their order; zero for an empty bag. Weighted ids come weighed."""
     pooled_BK = np.zeros((len(lengths_B), slot.dim), np.float32)
     filled_B = lengths_B > 0
     starts_B = np.cumsum(lengths_B) - lengths_B
     if filled_B.any():
         # Empty bags own no ids, so the starts of the others are the bounds between them.
         pooled_BK[filled_B] = np.add.reduceat(rows_NK, starts_B[filled_B], axis=0)
-    if slot.pooling == "mean":
+    if slot.pooling == "mean" and not slot.weighted:
         pooled_BK /= np.maximum(lengths_B, 1)[:, None].astype(np.float32)
     return pooled_BK
+
+
+def _factors(weights_N: Float32Array, lengths_B: NDArray[np.int32], slot: Slot) -> Float32Array:
+    """What weighted ids are multiplied by: their weights or, for a mean, their shares of their row's total."""
+    if slot.pooling == "sum":
+        return weights_N
+    row_N = np.repeat(np.arange(len(lengths_B)), lengths_B)
+    # In float64, as the model has it: totals of large float32 stay finite.
+    total_N = np.bincount(row_N, weights_N, minlength=len(lengths_B))[row_N]
+    share_N = np.divide(weights_N, total_N, out=np.zeros(len(row_N)), where=total_N > 0)
+    return share_N.astype(np.float32)

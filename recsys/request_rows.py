@@ -1,12 +1,21 @@
-"""Rows as a request carries them: which raw columns, in which section, and how they are encoded."""
+"""Rows as a request carries them: which raw columns, in which section, and how they are encoded.
+
+A request carries each column once: the user's and the context's for all candidates, the others in one value a
+candidate. Where a candidate-side feature reads a column of the request too (a cross of user and item, a lookup in the
+user's map), each candidate takes the value of its own user before the candidate side is encoded.
+
+Axes: **N** candidates.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from recsys.encode import Encoder
-from recsys.layout import BlockSide
+from recsys.layout import BlockSide, column_sides
 from recsys.schema import ARROW_TYPES, OneColumn, Schema
 
 _FIXED = "fixed:"
@@ -14,26 +23,47 @@ _FIXED = "fixed:"
 
 @dataclass(frozen=True)
 class RequestColumns:
-    """The raw columns that a request carries, by the section it carries them in. Fixed features are in none."""
+    """The raw columns that a request carries, by the section it carries them in. Fixed features are in none.
+
+    `shared` are those of the user and the context that candidate-side features read.
+    """
 
     user: tuple[str, ...]
     context: tuple[str, ...]
     candidate: tuple[str, ...]
+    shared: tuple[str, ...]
 
     @classmethod
     def of(cls, schema: Schema) -> "RequestColumns":
-        by_side: dict[str, dict[str, None]] = {"user": {}, "context": {}, "candidate": {}}
-        for item in schema.features.values():
-            if item.serve == "request":
-                by_side[item.side] |= dict.fromkeys(item.columns)
-        for sequence in schema.sequences.values():
-            by_side["user"] |= dict.fromkeys(spec.column for spec in sequence.tokens.values())
-        time = schema.keys.time
-        if time in schema.request_columns:
-            assert time is not None
-            by_side["context"][time] = None
-        context = tuple(name for name in by_side["context"] if name not in by_side["user"])
-        return cls(tuple(by_side["user"]), context, tuple(by_side["candidate"]))
+        sides = column_sides(schema)
+        read_by_candidates = {
+            column
+            for item in schema.features.values()
+            if item.side == "candidate" and item.serve == "request"
+            for column in item.columns
+        }
+        return cls(
+            user=tuple(name for name, side in sides.items() if side == "user"),
+            context=tuple(name for name, side in sides.items() if side == "context"),
+            candidate=tuple(name for name, side in sides.items() if side == "candidate"),
+            shared=tuple(
+                name
+                for name, side in sides.items()
+                if side != "candidate" and name in read_by_candidates
+            ),
+        )
+
+    def joined(
+        self, candidates: pa.Table, *, user: pa.Table, user_of_row_N: NDArray[np.int64]
+    ) -> pa.Table:
+        """Candidate rows with the shared columns of the user that each row belongs to."""
+        if not self.shared:
+            return candidates
+        columns = dict(zip(candidates.column_names, candidates.columns, strict=True))
+        # A column that the rows lack is the encoder's to report.
+        shared = user.select([name for name in self.shared if name in user.column_names])
+        taken = shared.take(pa.array(user_of_row_N))
+        return pa.table(columns | dict(zip(taken.column_names, taken.columns, strict=True)))
 
 
 @dataclass(frozen=True)

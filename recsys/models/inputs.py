@@ -80,7 +80,7 @@ def input_layout(schema: Schema) -> InputLayout:
 
 def _block(schema: Schema, side: BlockSide) -> dict[str, Columns]:
     widths = [(slot.name, slot.dim) for slot in slots(schema, side) if slot.kind != "token"]
-    return _columns([*widths, *((item.name, 1) for item in dense(schema, side))])
+    return _columns([*widths, *((item.name, item.width) for item in dense(schema, side))])
 
 
 def _sequence(schema: Schema, name: str, candidate: dict[str, Columns]) -> SequenceLayout:

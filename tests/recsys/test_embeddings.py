@@ -15,7 +15,13 @@ from torch.utils._pytree import tree_leaves
 from recsys.batch import Batch, from_encoded
 from recsys.errors import ArtifactError, ConfigError, DataError
 from recsys.layout import slots
-from recsys.models.embeddings.lookup import Embeddings, choose_backend, pad, table_specs
+from recsys.models.embeddings.lookup import (
+    Embeddings,
+    choose_backend,
+    pad,
+    table_specs,
+    weighted_pool,
+)
 from recsys.models.embeddings.tables import EmbeddingsConfig
 from recsys.models.inputs import Blocks
 from recsys.schema import Schema
@@ -27,6 +33,8 @@ item_id = "int64"
 other_id = "int64"
 tags = "list<string>"
 more_tags = "list<string>"
+tag_weights = "list<float32>"
+taste = "list<float32>"
 price = "float32"
 hour = "float32"
 seen_item = "list<int64>"
@@ -46,6 +54,9 @@ hour = { kind = "numeric", side = "context" }
 tags = { kind = "multi_valued", table = "tag" }
 more_tags = { kind = "multi_valued", table = "pure", pooling = "sum" }
 same_tags = { kind = "multi_valued", column = "more_tags", table = "pure", side = "user" }
+mean_tags = { kind = "multi_valued", column = "tags", weights = "tag_weights", table = "tag" }
+sum_tags = { kind = "multi_valued", column = "tags", weights = "tag_weights", table = "tag", pooling = "sum" }
+taste = { kind = "vector", dim = 3 }
 [sequences.seen]
 item = { table = "item" }
 tag = { table = "tag" }
@@ -54,6 +65,7 @@ target = { item = "item_id" }
 [tasks]
 click = { label = "clicked" }
 """)
+CANDIDATE_SLOTS = ("item_id", "other_id", "tags", "more_tags", "mean_tags", "sum_tags")
 ROWS = 12
 RATE = 0.1
 BACKENDS = ("plain", "torchrec")
@@ -80,11 +92,13 @@ def random_batch(schema: Schema, seed: int, rows: int = ROWS, longest: int = 5) 
         length = {"single": torch.ones_like(drawn), "bag": drawn, "token": seen}[slot.kind]
         lengths.append(length.int())
         values.append(torch.randint(0, 9, (int(length.sum()),), generator=random))
+    values_N = torch.cat(values)
+    weights_N = torch.randint(0, 3, values_N.shape, generator=random) / 2
     return Batch(
-        values_N=torch.cat(values),
-        weights_N=None,
+        values_N=values_N,
+        weights_N=weights_N,
         lengths_FB=torch.stack(lengths),
-        dense_BD=torch.randn(rows, 2, generator=random),
+        dense_BD=torch.randn(rows, 5, generator=random),
         labels_BT=torch.zeros(rows, 1),
         observed_BT=torch.ones(rows, 1, dtype=torch.bool),
         weights_B=torch.ones(rows),
@@ -100,13 +114,19 @@ def naive_blocks(schema: Schema, tables: dict[str, Tensor], batch: Batch) -> Blo
     for slot, lengths in zip(slots(schema), batch.lengths_FB.tolist(), strict=True):
         vectors[slot.name] = []
         for length in lengths:
+            assert batch.weights_N is not None
             found = tables[slot.table][batch.values_N[start : start + length]]
+            weights = batch.weights_N[start : start + length]
             start += length
-            pooled = found.sum(dim=0)
-            if slot.kind == "bag" and slot.pooling == "mean" and length:
-                pooled = pooled / length
+            if slot.weighted:
+                total = float(weights.sum()) if slot.pooling == "mean" else 1.0
+                pooled = (found * weights[:, None]).sum(dim=0) / (total or 1.0)
+            else:
+                pooled = found.sum(dim=0)
+                if slot.kind == "bag" and slot.pooling == "mean" and length:
+                    pooled = pooled / length
             vectors[slot.name].append(found if slot.kind == "token" else pooled)
-    price, hour = batch.dense_BD[:, :1], batch.dense_BD[:, 1:]
+    price, hour, taste = batch.dense_BD.split([1, 1, 3], dim=1)  # type: ignore[no-untyped-call]
     events = [torch.cat([vectors["seen.item"][b], vectors["seen.tag"][b]], 1) for b in range(rows)]
     longest = max(1, *(len(item) for item in events))
     return Blocks(
@@ -115,11 +135,9 @@ def naive_blocks(schema: Schema, tables: dict[str, Tensor], batch: Batch) -> Blo
         ),
         candidate_NI=torch.cat(
             [
-                *(
-                    torch.stack(vectors[name])
-                    for name in ("item_id", "other_id", "tags", "more_tags")
-                ),
+                *(torch.stack(vectors[name]) for name in CANDIDATE_SLOTS),
                 price,
+                taste,
             ],
             1,
         ),
@@ -170,6 +188,27 @@ def test_blocks_are_those_of_a_loop_over_rows(schema: Schema, backend: str) -> N
         assert (found.valid["seen"] == expected.valid["seen"]).all()
         with torch.no_grad():
             torch.testing.assert_close(module(batch).tokens, expected.tokens)
+
+
+def test_a_weighted_mean_is_a_sum_of_shares_and_zero_where_there_is_no_weight() -> None:
+    rows = torch.tensor([[1.0, 2.0], [3.0, 6.0], [5.0, 5.0], [7.0, 7.0]], requires_grad=True)
+    weights, lengths = torch.tensor([1.0, 3.0, 0.0, 3e38]), torch.tensor([2, 1, 0, 1])
+    mean = weighted_pool(rows, weights, lengths_B=lengths, pooling="mean")
+    assert mean.tolist() == [[2.5, 5.0], [0.0, 0.0], [0.0, 0.0], [7.0, 7.0]]
+    mean.sum().backward()  # type: ignore[no-untyped-call]
+    assert rows.grad is not None
+    assert rows.grad[:, 0].tolist() == [0.25, 0.75, 0.0, 1.0]
+    # A total beyond float32 is no reason for a mean that is not finite.
+    huge = weighted_pool(
+        rows[:2], torch.tensor([3e38, 3e38]), lengths_B=torch.tensor([2]), pooling="mean"
+    )
+    assert huge.tolist() == [[2.0, 4.0]]
+    total = weighted_pool(
+        rows, torch.tensor([1.0, 3.0, 0.0, 2.0]), lengths_B=lengths, pooling="sum"
+    )
+    assert total.tolist() == [[10.0, 20.0], [0.0, 0.0], [0.0, 0.0], [14.0, 14.0]]
+    none = weighted_pool(rows[:0], weights[:0], lengths_B=torch.tensor([0, 0]), pooling="mean")
+    assert none.tolist() == [[0.0, 0.0]] * 2
 
 
 @each_backend
@@ -421,7 +460,7 @@ def test_a_schema_without_tables_has_blocks_of_dense_values(backend: str) -> Non
     )
     found = module(batch)
     assert (found.candidate_NI == batch.dense_BD[:, :1]).all()
-    assert (found.user_UI == batch.dense_BD[:, 1:]).all()
+    assert (found.user_UI == batch.dense_BD[:, 1:2]).all()
     module.set_learning_rate(RATE)
     assert module.table_weights() == module.optimizer_state() == {}
 

@@ -1,7 +1,8 @@
 """From a batch's ids to a program's blocks, with one lookup a table a step.
 
 All ids of a table, whatever slots they belong to, go through one call: two fused lookups would be two optimizer
-updates. Single ids and events are bags of one; means and padding are done here, alike for every backend.
+updates. Single ids, events and weighted ids are bags of one; means, weights and padding are done here, alike for
+every backend.
 
 Axes: **F** sparse slots, **B** rows, **N** ids, **M** bags, **K** embedding width, **L** events.
 """
@@ -9,8 +10,10 @@ Axes: **F** sparse slots, **B** rows, **N** ids, **M** bags, **K** embedding wid
 import importlib.util
 import logging
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recsys.batch import Batch
@@ -73,7 +76,6 @@ class Embeddings(nn.Module):
 
     def _look_up(self, batch: Batch) -> dict[str, Tensor]:
         """Per slot: [B, K] pooled, or for a sequence's token [N, K], its events in row order."""
-        assert batch.weights_N is None, "no schema declares weighted bags"
         counts: list[int] = batch.lengths_FB.sum(dim=1).tolist()
         ids = dict(zip(self._names, torch.split(batch.values_N, counts), strict=True))
         lengths = dict(zip(self._names, batch.lengths_FB.unbind(0), strict=True))
@@ -88,10 +90,24 @@ class Embeddings(nn.Module):
         for spec in self.specs:
             sizes = [_bag_count(streams[name]) for name in spec.streams]
             found |= dict(zip(spec.streams, torch.split(summed[spec.name], sizes), strict=True))
+        weights = self._weights(batch, counts)
         for slot in self.slots:
-            if slot.kind == "bag" and slot.pooling == "mean":
+            if slot.weighted:
+                found[slot.name] = weighted_pool(
+                    found[slot.name],
+                    weights[slot.name],
+                    lengths_B=lengths[slot.name],
+                    pooling=slot.pooling,
+                )
+            elif slot.kind == "bag" and slot.pooling == "mean":
                 found[slot.name] = found[slot.name] / lengths[slot.name].clamp(min=1)[:, None]
         return found
+
+    def _weights(self, batch: Batch, counts: list[int]) -> dict[str, Tensor]:
+        if not any(slot.weighted for slot in self.slots):
+            return {}
+        assert batch.weights_N is not None, "the batch lacks the weights of its ids"
+        return dict(zip(self._names, torch.split(batch.weights_N, counts), strict=True))
 
     def _block(self, side: BlockSide, found: Mapping[str, Tensor], batch: Batch) -> Tensor:
         parts = [
@@ -127,7 +143,7 @@ def table_specs(schema: Schema) -> tuple[TableSpec, ...]:
             rows=schema.all_tables[name].rows,
             dim=schema.all_tables[name].dim,
             streams=tuple(slot.name for slot in found),
-            ragged=any(slot.kind == "token" for slot in found),
+            ragged=any(slot.kind == "token" or slot.weighted for slot in found),
         )
         for name, found in streams.items()
     )
@@ -148,6 +164,32 @@ def choose_backend(config: EmbeddingsConfig, specs: Sequence[TableSpec]) -> str:
         )
         return "plain"
     return "torchrec"
+
+
+def weighted_pool(
+    rows_NK: Tensor, weights_N: Tensor, *, lengths_B: Tensor, pooling: Literal["mean", "sum"]
+) -> Tensor:
+    """Per bag the sum of w * e or, for a mean, that over the sum of w; zeros where all weights are 0. [B, K]."""
+    if pooling == "mean":
+        weights_N = _shares(weights_N, lengths_B)
+    # The rows are looked up already: a second lookup, in them and in order, weighs and sums without atomics.
+    return F.embedding_bag(
+        torch.arange(len(rows_NK), device=rows_NK.device),
+        rows_NK,
+        lengths_B.long().cumsum(0) - lengths_B,
+        mode="sum",
+        per_sample_weights=weights_N,
+    )
+
+
+def _shares(weights_N: Tensor, lengths_B: Tensor) -> Tensor:
+    """Each weight over its bag's total, 0 where that is 0. In float64: totals of large float32 stay finite."""
+    row_N = torch.repeat_interleave(
+        torch.arange(len(lengths_B), device=lengths_B.device), lengths_B
+    )
+    total_B = weights_N.new_zeros(len(lengths_B), dtype=torch.float64)
+    total_N = total_B.index_add_(0, row_N, weights_N.double())[row_N]
+    return torch.where(total_N > 0, weights_N / total_N, 0.0).float()
 
 
 def pad(events_NK: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -207,7 +249,8 @@ def _check_ids(ids_N: Tensor, spec: TableSpec) -> None:
 
 
 def _bags(slot: Slot, ids_N: Tensor, lengths_B: Tensor) -> Bags:
-    return Bags(ids_N, lengths_B if slot.kind == "bag" else None)
+    pooled_by_backend = slot.kind == "bag" and not slot.weighted
+    return Bags(ids_N, lengths_B if pooled_by_backend else None)
 
 
 def _bag_count(bags: Bags) -> int:
@@ -240,7 +283,9 @@ def _token_positions(found: Sequence[Slot]) -> dict[str, list[int]]:
 
 
 def _dense_columns(schema: Schema, side: BlockSide) -> list[int]:
-    return [d for d, item in enumerate(dense(schema)) if item.side == side]
+    """Columns of `dense_BD` that belong to a side, in order."""
+    sides = [item.side for item in dense(schema) for _ in range(item.width)]
+    return [column for column, of in enumerate(sides) if of == side]
 
 
 @torch.no_grad()

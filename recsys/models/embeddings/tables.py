@@ -35,7 +35,10 @@ class EmbeddingsConfig(Config):
 
 @dataclass(frozen=True)
 class TableSpec:
-    """One table to hold. `streams` are the slots that read it; `ragged` if one is a sequence's token."""
+    """One table to hold. `streams` are the slots that read it.
+
+    `ragged` if one of them has as many bags as ids: a sequence's token, or ids with weights.
+    """
 
     name: str
     rows: int

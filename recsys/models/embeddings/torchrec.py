@@ -4,9 +4,9 @@
 `FusedEmbeddingBagCollectionSharder` replaces it in place when `DistributedModelParallel` wraps the model. An
 unsharded `EmbeddingBagCollection` would build a dense gradient of the table's size.
 
-Tables whose slots all have one bag a row share one collection. A table that a sequence reads has a collection of its
-own, fed with all of its ids as one stream: two lookups of one table would be two optimizer updates, and on CPU
-`EmbeddingCollection` is an order of magnitude slower.
+Tables whose slots all have one bag a row share one collection. A ragged table, one that a sequence or weighted ids
+read, has a collection of its own, fed with all of its ids as one stream: two lookups of one table would be two
+optimizer updates, and on CPU `EmbeddingCollection` is an order of magnitude slower.
 
 Only this module may import torchrec or fbgemm.
 """
@@ -35,7 +35,7 @@ from recsys.models.embeddings.tables import (
 
 # fbgemm's kernels read rows in vectors of four.
 DIM_MULTIPLE = 4
-# The one feature of a collection whose table a sequence reads.
+# The one feature of a ragged table's collection.
 _STREAM = "ids"
 
 
