@@ -17,32 +17,32 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from recsys import derived
+from recsys.derived import Source
 from recsys.errors import ArtifactError, DataError
 from recsys.hashing import hash_ids
-from recsys.layout import (
-    BlockSide,
-    dense_column,
-    encoded_arrow,
-    kept_column,
-    label_column,
-    observed_column,
-)
+from recsys.layout import BlockSide, dense_column, encoded_arrow, kept_column, weights_column
 from recsys.publish import Published, canonical_json, publication, resolve
-from recsys.raw import column_of, flat_list, newest, number_of
+from recsys.raw import column_of, flat_list, float32_of, newest
 from recsys.schema import (
     MISSING_ROW,
     RESERVED_ROWS,
+    BagFeature,
     BucketFeature,
-    CategoricalFeature,
+    DatePartFeature,
+    Feature,
+    IdFeature,
     IdToken,
-    MultiValuedFeature,
-    NumericFeature,
+    NumberFeature,
     Schema,
     Table,
+    VectorFeature,
     parse_schema,
 )
+from recsys.targets import group, sample_weight, targets
 from recsys.vocabulary import Vocabulary, read_vocabulary, write_vocabulary
 
 FORMAT_VERSION = 1
@@ -82,28 +82,8 @@ class Encoder:
         """
         arrays: dict[str, pa.Array] = {}
         for name, item in self.schema.features.items():
-            if side is not None and (side == "candidate") != (item.side == "candidate"):
-                continue
-            where = f"feature {name!r}"
-            values = column_of(raw, item.column, self.schema, where)
-            match item:
-                case CategoricalFeature():
-                    arrays[name] = pa.array(self._rows(item.table, values))
-                case MultiValuedFeature():
-                    offsets, flat = flat_list(values)
-                    arrays[name] = _list_array(offsets, self._rows(item.table, flat))
-                case BucketFeature():
-                    arrays[name] = pa.array(
-                        self._bucket_rows(name, number_of(values, item.column, where))
-                    )
-                case NumericFeature():
-                    arrays[dense_column(name)] = pa.array(
-                        _float32(
-                            self._dense(name, item, number_of(values, item.column, where)),
-                            item.column,
-                            where,
-                        )
-                    )
+            if side is None or (side == "candidate") == (item.side == "candidate"):
+                arrays |= self._feature(name, item, Source(raw, self.schema, f"feature {name!r}"))
         if side != "candidate":
             for sequence in self.schema.sequences:
                 arrays |= self._tokens(raw, sequence)
@@ -118,9 +98,10 @@ class Encoder:
         keys_B = np.arange(raw.num_rows, dtype=np.int64) if row_key is None else row_key
         order = encoded_arrow(self.schema)
         inputs = self.encode_inputs(raw)
-        arrays = dict(zip(inputs.column_names, inputs.columns, strict=True)) | self._targets(raw)
-        arrays["weight"] = self._weight(raw)
-        arrays["group"] = self._group(raw, keys_B)
+        arrays = dict(zip(inputs.column_names, inputs.columns, strict=True))
+        arrays |= targets(raw, self.schema)
+        arrays["weight"] = sample_weight(raw, self.schema)
+        arrays["group"] = group(raw, self.schema, keys_B)
         arrays["row_key"] = pa.array(keys_B)
         for name in self.schema.keys.kept:
             arrays[kept_column(name)] = column_of(raw, name, self.schema, "keys")
@@ -178,12 +159,37 @@ class Encoder:
         rows_N[present] = rows
         return rows_N
 
+    def _feature(self, name: str, item: Feature, source: Source) -> dict[str, pa.Array]:
+        """The encoded columns of one feature."""
+        if isinstance(item, IdFeature):
+            return {name: pa.array(self._rows(item.table, derived.ids(item, source)))}
+        if isinstance(item, BagFeature):
+            bag = derived.bag(item, source)
+            arrays = {name: _list_array(bag.offsets, self._rows(item.table, bag.ids_N))}
+            if bag.weights_N is not None:
+                arrays[weights_column(name)] = _list_array(bag.offsets, bag.weights_N)
+            return arrays
+        if isinstance(item, DatePartFeature):
+            rows = pc.add(derived.date_part(item, source), RESERVED_ROWS)
+            return {name: rows.fill_null(MISSING_ROW)}
+        if isinstance(item, BucketFeature):
+            return {name: pa.array(self._bucket_rows(name, derived.number(item, source)))}
+        where = f"{source.where}, column {' and '.join(map(repr, item.columns))}"
+        if isinstance(item, VectorFeature):
+            numbers_N = float32_of(derived.vector(item, source).ravel(), where)
+            numbers = pa.array(numbers_N)
+            if item.dim > 1:
+                numbers = pa.FixedSizeListArray.from_arrays(numbers, item.dim)
+            return {dense_column(name): numbers}
+        dense_B = self._dense(name, item, derived.number(item, source))
+        return {dense_column(name): pa.array(float32_of(dense_B, where))}
+
     def _bucket_rows(self, name: str, number_B: NDArray[np.float64]) -> NDArray[np.int64]:
         rows_B = np.searchsorted(self.edges[name], number_B, side="right") + RESERVED_ROWS
         return np.where(np.isnan(number_B), MISSING_ROW, rows_B)
 
     def _dense(
-        self, name: str, item: NumericFeature, number_B: NDArray[np.float64]
+        self, name: str, item: NumberFeature, number_B: NDArray[np.float64]
     ) -> NDArray[np.float64]:
         moments = self.moments.get(name, Moments(0.0, 1.0))
         dense_B = (transformed(item, number_B) - moments.mean) / moments.std
@@ -228,55 +234,9 @@ class Encoder:
         known_N &= np.repeat(shown.is_valid().to_numpy(zero_copy_only=False), np.diff(offsets))
         return np.where(known_N, rows_N, MISSING_ROW)
 
-    def _targets(self, raw: pa.Table) -> dict[str, pa.Array]:
-        arrays: dict[str, pa.Array] = {}
-        for name, task in self.schema.tasks.items():
-            where = f"task {name!r}"
-            label_B = number_of(column_of(raw, task.label, self.schema, where), task.label, where)
-            observed_B = ~np.isnan(label_B)
-            if task.mask is not None:
-                mask = (
-                    column_of(raw, task.mask, self.schema, where).cast(pa.bool_()).fill_null(False)
-                )
-                observed_B &= mask.to_numpy(zero_copy_only=False)
-            if task.kind == "binary":
-                _require_binary(label_B, observed_B, task.label, where)
-            arrays[label_column(name)] = pa.array(
-                _float32(np.where(observed_B, label_B, 0.0), task.label, where)
-            )
-            arrays[observed_column(name)] = pa.array(observed_B)
-        return arrays
 
-    def _weight(self, raw: pa.Table) -> pa.Array:
-        name = self.schema.keys.sample_weight
-        if name is None:
-            return pa.array(np.ones(raw.num_rows, np.float32))
-        weight_B = number_of(
-            column_of(raw, name, self.schema, "keys.sample_weight"), name, "keys.sample_weight"
-        )
-        wrong = np.flatnonzero(~(weight_B >= 0))
-        if len(wrong):
-            raise DataError(
-                f"column {name!r}: sample weight {weight_B[wrong[0]]}; a weight is a number >= 0, fill or filter",
-                row=int(wrong[0]),
-            )
-        return pa.array(_float32(weight_B, name, "keys.sample_weight"))
-
-    def _group(self, raw: pa.Table, keys_B: NDArray[np.int64]) -> pa.Array:
-        """Hash of the user, for metrics by user; a row without a user is a group of its own."""
-        name = self.schema.keys.user
-        if name is None:
-            return pa.array(keys_B)
-        users = column_of(raw, name, self.schema, "keys.user")
-        group_B = keys_B.copy()
-        group_B[users.is_valid().to_numpy(zero_copy_only=False)] = hash_ids(users.drop_null()).view(
-            np.int64
-        )
-        return pa.array(group_B)
-
-
-def transformed(item: NumericFeature, number_B: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A numeric feature's values after its transform; log1p is signed: sign(x) * log(1 + |x|)."""
+def transformed(item: NumberFeature, number_B: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A number feature's values after its transform; log1p is signed: sign(x) * log(1 + |x|)."""
     return np.sign(number_B) * np.log1p(np.abs(number_B)) if item.transform == "log1p" else number_B
 
 
@@ -315,24 +275,13 @@ def read_encoder(directory: Path) -> Encoder:
     return encoder
 
 
-def _float32(number_B: NDArray[np.float64], column: str, where: str) -> NDArray[np.float32]:
-    """The nearest float32 of each number. Raises DataError for one that would become infinite."""
-    wrong = np.flatnonzero(np.abs(number_B) > np.finfo(np.float32).max)
-    if len(wrong):
-        raise DataError(
-            f"{where}, column {column!r}: {number_B[wrong[0]]:g} is beyond what a float32 holds; scale or filter it",
-            row=int(wrong[0]),
-        )
-    return number_B.astype(np.float32)
-
-
 def _hashed_rows(values_N: pa.Array, table: Table) -> NDArray[np.int64]:
     hashes_N = hash_ids(values_N, table.seed)
     return (hashes_N % np.uint64(table.rows - RESERVED_ROWS)).astype(np.int64) + RESERVED_ROWS
 
 
-def _list_array(offsets: NDArray[np.int64], rows_N: NDArray[np.int64]) -> pa.ListArray:
-    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(rows_N))
+def _list_array(offsets: NDArray[np.int64], values_N: NDArray[Any]) -> pa.ListArray:
+    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values_N))
 
 
 def _require_aligned(
@@ -345,16 +294,4 @@ def _require_aligned(
             f"{where}: column {first[0]!r} has {first[1][row]} events and "
             f"column {other[0]!r} {other[1][row]}; the lists of a sequence must be aligned",
             row=int(row),
-        )
-
-
-def _require_binary(
-    label_B: NDArray[np.float64], observed_B: NDArray[np.bool_], column: str, where: str
-) -> None:
-    wrong = np.flatnonzero(observed_B & (label_B != 0) & (label_B != 1))
-    if len(wrong):
-        raise DataError(
-            f"{where}, column {column!r}: label {label_B[wrong[0]]:g}; a binary label is 0 or 1, "
-            'make one by a rule in pipeline.toml or declare kind = "regression"',
-            row=int(wrong[0]),
         )

@@ -13,17 +13,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from recsys import derived
+from recsys.derived import Source
 from recsys.encode import Encoder, Moments, transformed
 from recsys.errors import ConfigError, DataError
 from recsys.hashing import splitmix64
-from recsys.raw import column_of, flat_list, number_of
+from recsys.raw import column_of, flat_list
 from recsys.schema import (
     RESERVED_ROWS,
+    BagFeature,
     BucketFeature,
-    CategoricalFeature,
+    Feature,
+    IdFeature,
     IdToken,
-    MultiValuedFeature,
-    NumericFeature,
+    NumberFeature,
     Schema,
     Table,
 )
@@ -53,7 +56,9 @@ def fit(schema: Schema, batches: Iterable[pa.Table], *, previous: Encoder | None
     }
     moments = {name: _Moments() for name, item in schema.features.items() if _is_zscored(item)}
     samples = {
-        name: _Sample() for name, item in schema.features.items() if isinstance(item, BucketFeature)
+        name: _Sample(item.buckets)
+        for name, item in schema.features.items()
+        if isinstance(item, BucketFeature) and item.edges is None
     }
     rows = 0
     for batch in batches:
@@ -68,7 +73,7 @@ def fit(schema: Schema, batches: Iterable[pa.Table], *, previous: Encoder | None
         return Encoder(
             schema,
             {name: item.result() for name, item in moments.items()},
-            {name: item.edges(_bucket(schema, name).buckets) for name, item in samples.items()},
+            _declared_edges(schema) | {name: item.edges() for name, item in samples.items()},
             {name: Vocabulary(counter.values(None)) for name, counter in counters.items()},
         )
     return Encoder(
@@ -83,23 +88,25 @@ def fit(schema: Schema, batches: Iterable[pa.Table], *, previous: Encoder | None
     )
 
 
-def _is_zscored(item: object) -> bool:
-    return isinstance(item, NumericFeature) and item.normalize == "zscore"
+def _is_zscored(item: Feature) -> bool:
+    return isinstance(item, NumberFeature) and item.normalize == "zscore"
 
 
-def _bucket(schema: Schema, name: str) -> BucketFeature:
-    item = schema.features[name]
-    assert isinstance(item, BucketFeature)
-    return item
+def _declared_edges(schema: Schema) -> dict[str, NDArray[np.float64]]:
+    return {
+        name: np.asarray(item.edges, np.float64)
+        for name, item in schema.features.items()
+        if isinstance(item, BucketFeature) and item.edges is not None
+    }
 
 
 def _count(schema: Schema, batch: pa.Table, counters: Mapping[str, "_Counter"]) -> None:
     for name, item in schema.features.items():
-        if isinstance(item, CategoricalFeature | MultiValuedFeature) and item.table in counters:
-            column = column_of(batch, item.column, schema, f"feature {name!r}")
-            counters[item.table].add(
-                flat_list(column)[1] if isinstance(item, MultiValuedFeature) else column
-            )
+        source = Source(batch, schema, f"feature {name!r}")
+        if isinstance(item, IdFeature) and item.table in counters:
+            counters[item.table].add(derived.ids(item, source))
+        elif isinstance(item, BagFeature) and item.table in counters:
+            counters[item.table].add(derived.bag(item, source).ids_N)
     for name, sequence in schema.sequences.items():
         for spec in sequence.tokens.values():
             if isinstance(spec, IdToken) and spec.table in counters:
@@ -116,13 +123,13 @@ def _measure(
 ) -> None:
     for name in (*moments, *samples):
         item = schema.features[name]
-        where = f"feature {name!r}"
-        number_B = number_of(column_of(batch, item.column, schema, where), item.column, where)
+        assert isinstance(item, NumberFeature | BucketFeature)
+        number_B = derived.number(item, Source(batch, schema, f"feature {name!r}"))
         known_B = number_B[~np.isnan(number_B)]
-        if isinstance(item, NumericFeature):
-            moments[name].add(transformed(item, known_B))
-        else:
+        if isinstance(item, BucketFeature):
             samples[name].add(known_B)
+        else:
+            moments[name].add(transformed(item, known_B))
 
 
 class _Counter:
@@ -207,6 +214,7 @@ class _Moments:
 class _Sample:
     """A uniform sample of at most SAMPLE_ROWS values: those whose row numbers hash lowest."""
 
+    buckets: int
     seen: int = 0
     values: NDArray[np.float64] = field(default_factory=lambda: np.empty(0, np.float64))
     priorities: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
@@ -221,8 +229,8 @@ class _Sample:
             values, priorities = values[kept], priorities[kept]
         self.values, self.priorities = values, priorities
 
-    def edges(self, buckets: int) -> NDArray[np.float64]:
+    def edges(self) -> NDArray[np.float64]:
         """Inner quantile edges; fewer than `buckets - 1` when values repeat."""
         if not len(self.values):
             return np.empty(0, np.float64)
-        return np.unique(np.quantile(self.values, np.linspace(0, 1, buckets + 1)[1:-1]))
+        return np.unique(np.quantile(self.values, np.linspace(0, 1, self.buckets + 1)[1:-1]))

@@ -4,6 +4,8 @@ Integers go through splitmix64 (Steele, Lea and Flood, OOPSLA 2014, the finalise
 XXH3 of their UTF-8 bytes. Trained tables depend on every bit of this file; golden vectors in the tests pin it.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -35,6 +37,17 @@ def xxh3(values_N: pa.Array, seed: int = 0) -> NDArray[np.uint64]:
     )
     hashes_N: NDArray[np.uint64] = hash_of_distinct[encoded.indices.to_numpy(zero_copy_only=False)]
     return hashes_N
+
+
+def combined(hashes: Sequence[NDArray[np.uint64]]) -> NDArray[np.uint64]:
+    """One 64-bit hash of several, element by element; their order counts. The hash of one is itself.
+
+    Each further hash h makes `splitmix64(so_far * gamma xor h)`: a bijection of either, so no bit is lost.
+    """
+    combined_N, *others = hashes
+    for hashes_N in others:
+        combined_N = splitmix64(((combined_N * _GOLDEN_GAMMA) ^ hashes_N).view(np.int64))
+    return combined_N
 
 
 def hash_ids(values_N: pa.Array, seed: int = 0) -> NDArray[np.uint64]:

@@ -69,6 +69,17 @@ def number_of(values_B: pa.Array, column: str, where: str) -> NDArray[np.float64
     return number_B
 
 
+def float32_of(number_B: NDArray[np.float64], where: str) -> NDArray[np.float32]:
+    """The nearest float32 of each number. Raises DataError for one that would become infinite."""
+    wrong = np.flatnonzero(np.abs(number_B) > np.finfo(np.float32).max)
+    if len(wrong):
+        raise DataError(
+            f"{where}: {number_B[wrong[0]]:g} is beyond what a float32 holds; scale or filter it",
+            row=int(wrong[0]),
+        )
+    return number_B.astype(np.float32)
+
+
 def require_present(values_B: pa.Array, problem: str) -> None:
     """Raise DataError with this problem at the first null."""
     if values_B.null_count:
@@ -108,6 +119,9 @@ def _same_but_large(found: pa.DataType, expected: pa.DataType) -> bool:
     if pa.types.is_list(expected) and (pa.types.is_list(found) or pa.types.is_large_list(found)):
         value_type, wanted = found.value_type, expected.value_type
         return bool(value_type == wanted) or _same_but_large(value_type, wanted)
+    if pa.types.is_map(expected) and pa.types.is_map(found):
+        same = bool(found.item_type == expected.item_type)
+        return same and _same_but_large(found.key_type, expected.key_type)
     return False
 
 
