@@ -108,8 +108,8 @@ def create_run(path: Path, experiment: Experiment) -> RunDirectory:
     loading the schema and the encoder raises.
     """
     _require_free(path)
-    schema = experiment.load_schema()
-    encoder = _encoder_for(load_encoder(experiment.data.encoder), schema, experiment)
+    encoder = fitted_encoder(experiment)
+    schema = encoder.schema
     draft = path.parent / f".draft-{path.name}-{os.getpid()}"
     try:
         draft.mkdir(parents=True)
@@ -129,6 +129,14 @@ def create_run(path: Path, experiment: Experiment) -> RunDirectory:
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return open_run(path)
+
+
+def fitted_encoder(experiment: Experiment) -> Encoder:
+    """The encoder that an experiment names, with the experiment's schema.
+
+    Raises ConfigError for a wrong schema, ArtifactError for an encoder that is missing or fitted for another schema.
+    """
+    return _encoder_for(load_encoder(experiment.data.encoder), experiment.load_schema(), experiment)
 
 
 def open_run(path: Path) -> RunDirectory:

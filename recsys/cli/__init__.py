@@ -32,6 +32,7 @@ for command in (
     data.rows,
     model.train,
     model.evaluate,
+    model.baseline,
     model.compare,
     model.export,
     service.serve,

@@ -1,4 +1,4 @@
-"""Commands about models: train, measure, compare, export."""
+"""Commands about models: train, measure, compare with another or with boosted trees, export."""
 
 from pathlib import Path
 from typing import Annotated
@@ -65,6 +65,34 @@ def compare(
     from recsys.evaluation.side_by_side import compare_reports as run
 
     result = run(first, second)
+    show(result.to_json(), result.render(), as_json)
+
+
+def baseline(
+    experiment: Annotated[
+        Path, typer.Argument(help="experiment.toml: days and seed.", show_default=False)
+    ],
+    report: Annotated[
+        Path | None, typer.Argument(help="Default: baseline, beside the experiment file.")
+    ] = None,
+    days: Annotated[
+        str | None,
+        typer.Option(
+            help="A day, a range 2026-10-01:2026-10-03 or a split. Default: the experiment's test."
+        ),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Override a value, such as train.seed=1.", show_default=False),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train boosted trees on the same rows and measure them alike: what a model has to beat."""
+    from recsys.baseline.baseline import baseline as run
+    from recsys.experiment import load_experiment
+
+    tree = load_experiment(experiment, overrides=tuple(overrides or ()))
+    result = run(tree, report or experiment.parent / "baseline", days=days)
     show(result.to_json(), result.render(), as_json)
 
 
