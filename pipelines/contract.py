@@ -192,11 +192,12 @@ def _leaks(plan: Plan) -> Iterator[str]:
     """Inputs that a task's label is made of, directly or through other labels."""
     rules = plan.settings.labels
     for task_name, task in plan.schema.tasks.items():
-        made_of: list[str] = []
-        name = task.label
-        while name in rules:
-            name = rules[name].column
-            made_of.append(name)
+        made_of, waiting = set[str](), [task.label]
+        while waiting:
+            label = rules.get(waiting.pop())
+            new = set(label.made_of) - made_of if label is not None else set[str]()
+            made_of |= new
+            waiting += new
         for feature_name, feature in plan.schema.features.items():
             for column in (name for name in feature.columns if name in made_of):
                 yield (

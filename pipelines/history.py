@@ -1,24 +1,31 @@
-"""Point-in-time histories: for each row the last events of its user that happened strictly before it.
+"""What a row may know of the other rows, as `pipeline.toml` states it: histories, counters and attributed labels.
 
-All events are gathered first, in compact arrays sorted by user and time; then any batch of rows looks its histories up
-with three binary searches. E events, U users, T distinct times, B rows, N tokens of a batch.
+All three look at events, which are rows of the sources themselves, in the order of time. A history and a counter see
+what lies strictly before the row, so that nothing a server could not know gets in; a label sees what comes after it.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-from numpy.typing import NDArray
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from pipelines.rules import Rule
+from pipelines.timeline import is_id
 from recsys.config import Config
-from recsys.hashing import hash_ids
+from recsys.errors import nearest
+from recsys.schema import ARROW_TYPES, Schema
 
-Ints = NDArray[np.int64]
+_YEARS_SECONDS = 100 * 366 * 86_400
+
+
+def _several(value: Any) -> Any:
+    return (value,) if isinstance(value, Mapping | str) else value
+
+
+Rules = Annotated[tuple[Rule, ...], BeforeValidator(_several)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_several)]
 
 
 class History(Config):
@@ -26,134 +33,130 @@ class History(Config):
 
     user: str | None = None
     time: str | None = None
-    where: tuple[Rule, ...] = ()
+    where: Rules = ()
     max_length: int = Field(default=50, ge=1, le=10_000)
     tokens: dict[str, str] = Field(min_length=1)
 
-    @field_validator("where", mode="before")
-    @classmethod
-    def _one_or_several(cls, where: Any) -> Any:
-        return (where,) if isinstance(where, Mapping) else where
+
+class Counter(Config):
+    """How many earlier events have the row's values of `by` (default: its user); `window_seconds` limits how early."""
+
+    by: Names = ()
+    where: Rules = ()
+    window_seconds: int | None = Field(default=None, ge=1, le=_YEARS_SECONDS)
+
+
+class Attribution(Config):
+    """A label: whether an `event` with the `same` values happens at the row's time or up to `within_seconds` later."""
+
+    event: Rules = Field(min_length=1)
+    same: Names = Field(min_length=1)
+    within_seconds: int = Field(ge=1, le=_YEARS_SECONDS)
+
+    @property
+    def made_of(self) -> tuple[str, ...]:
+        """The columns that decide the answer."""
+        return tuple(rule.column for rule in self.event)
+
+
+def _kind(label: Any) -> str:
+    fields = (
+        label if isinstance(label, Mapping) else vars(label) if isinstance(label, Config) else {}
+    )
+    return "Attribution" if fields.keys() & Attribution.model_fields.keys() else "Rule"
+
+
+EventSection = History | Counter | Attribution
+Label = Annotated[
+    Annotated[Rule, Tag("Rule")] | Annotated[Attribution, Tag("Attribution")], Discriminator(_kind)
+]
 
 
 @dataclass(frozen=True)
-class _Coded:
-    """A column of events as codes into its sorted distinct values; -1 is null."""
+class Events:
+    """Which rows are events, whose they are, when they happened, and what they carry (`tokens`: made <- column)."""
 
-    codes_E: NDArray[np.int32]
-    values: pa.Array
-
-    def take(self, index_N: Ints) -> pa.Array:
-        codes_N = self.codes_E[index_N]
-        return self.values.take(pa.array(codes_N, mask=codes_N < 0))
+    where: tuple[Rule, ...]
+    by: tuple[str, ...]
+    time: str
+    tokens: tuple[tuple[str, str], ...] = ()
 
 
-@dataclass(frozen=True)
-class Timeline:
-    """Events sorted by user, time and tokens. `key_E` is (rank of the user) * (T + 1) + (rank of the time)."""
-
-    user_U: Ints
-    time_T: Ints
-    key_E: Ints
-    tokens: Mapping[str, _Coded]
-
-    def lists(
-        self, user_B: pa.Array, time_B: pa.Array, *, max_length: int
-    ) -> dict[str, pa.ListArray]:
-        """For each token a list a row: its values in the last `max_length` earlier events of the user, oldest first."""
-        start_B, end_B = self._spans(user_B, time_B)
-        start_B = np.maximum(start_B, end_B - max_length)
-        offsets = np.concatenate([[0], np.cumsum(end_B - start_B)])
-        index_N = np.arange(offsets[-1]) + np.repeat(start_B - offsets[:-1], end_B - start_B)
-        arrow_offsets = pa.array(offsets.astype(np.int32))
-        return {
-            name: pa.ListArray.from_arrays(arrow_offsets, coded.take(index_N))
-            for name, coded in self.tokens.items()
-        }
-
-    def _spans(self, user_B: pa.Array, time_B: pa.Array) -> tuple[Ints, Ints]:
-        """First event of each row's user, and the end of those strictly before the row's time; equal where none are."""
-        user_hash_B = _user_hashes(user_B)
-        rank_B = np.searchsorted(self.user_U, user_hash_B, side="left")
-        known_B = _valid(user_B) & _valid(time_B)
-        known_B &= np.searchsorted(self.user_U, user_hash_B, side="right") > rank_B
-        # The rank of a time among the events' distinct times: events of rank below it are strictly earlier.
-        time_rank_B = np.searchsorted(self.time_T, _microseconds(time_B), side="left")
-        first_B = rank_B * (len(self.time_T) + 1)
-        start_B = np.searchsorted(self.key_E, first_B, side="left")
-        end_B = np.searchsorted(self.key_E, first_B + time_rank_B, side="left")
-        return np.where(known_B, start_B, 0), np.where(known_B, end_B, 0)
+def events_of(section: EventSection, schema: Schema) -> Events:
+    """The events that a section looks at; it must be one without `problems`."""
+    user, time = schema.keys.user or "", schema.keys.time or ""
+    match section:
+        case History():
+            by, tokens = (section.user or user,), tuple(section.tokens.items())
+            return Events(section.where, by, section.time or time, tokens)
+        case Counter():
+            return Events(section.where, section.by or (user,), time)
+        case Attribution():
+            return Events(section.event, section.same, time)
 
 
-@dataclass
-class EventLog:
-    """Gathers events batch by batch; `timeline` sorts them."""
+def problems(path: str, section: EventSection, schema: Schema) -> Iterator[str]:
+    """What is wrong with a section, as far as the schema tells: a sentence each."""
+    match section:
+        case History():
+            yield from _key_problems(path, "user", (section.user,), schema)
+            yield from _token_problems(path, section, schema)
+        case Counter():
+            yield from _key_problems(path, "by", section.by or (None,), schema)
+            yield from _counter_problems(path, schema)
+        case Attribution():
+            yield from _key_problems(path, "same", section.same, schema)
+    time = (section.time if isinstance(section, History) else None) or schema.keys.time
+    if time is None:
+        hint = "name the column" if isinstance(section, History) else "name the column there"
+        yield f"{path}: time is missing, and the schema has no keys.time; {hint}"
+    elif schema.columns.get(time) != "timestamp":
+        yield f"{path}: time column {time!r} must be declared as a timestamp in the schema"
 
-    tokens: tuple[str, ...]
-    user_chunks: list[Ints] = field(default_factory=list)
-    time_chunks: list[Ints] = field(default_factory=list)
-    token_chunks: dict[str, list[pa.Array]] = field(default_factory=dict)
 
-    def add(self, user_B: pa.Array, time_B: pa.Array, tokens: Mapping[str, pa.Array]) -> int:
-        """Take in a batch of events; those without a user or a time are none. Returns how many were taken."""
-        known_B = _valid(user_B) & _valid(time_B)
-        mask = pa.array(known_B)
-        self.user_chunks.append(_user_hashes(user_B)[known_B])
-        self.time_chunks.append(_microseconds(time_B)[known_B])
-        for name in self.tokens:
-            # Codes now, so that a text that many events share is held once a batch.
-            self.token_chunks.setdefault(name, []).append(
-                tokens[name].filter(mask).dictionary_encode()
+def _key_problems(
+    path: str, setting: str, names: tuple[str | None, ...], schema: Schema
+) -> Iterator[str]:
+    for name in names:
+        if name is None and schema.keys.user is None:
+            yield f"{path}: {setting} is missing, and the schema has no keys.user; name the column"
+        dtype = schema.columns.get(name or schema.keys.user or "")
+        if dtype is not None and not is_id(ARROW_TYPES[dtype]):
+            yield (
+                f"{path}: column {name or schema.keys.user!r} is {dtype}, and rows are told apart by text, integers, "
+                "booleans or timestamps; name another, or declare it as one of these"
             )
-        return int(known_B.sum())
 
-    def timeline(self, types: Mapping[str, pa.DataType]) -> Timeline:
-        """The events sorted. `types` are those of the tokens' values, for a log without events."""
-        user_E = np.concatenate([np.empty(0, np.int64), *self.user_chunks])
-        time_E = np.concatenate([np.empty(0, np.int64), *self.time_chunks])
-        coded = {name: _coded(self.token_chunks.get(name, []), types[name]) for name in self.tokens}
-        # Ties of user and time are ordered by tokens: then the order of rows in the files means nothing.
-        order_E = np.lexsort(
-            (*[coded[name].codes_E for name in reversed(self.tokens)], time_E, user_E)
-        )
-        user_U, user_rank_E = np.unique(user_E[order_E], return_inverse=True)
-        time_T, time_rank_E = np.unique(time_E[order_E], return_inverse=True)
-        assert (len(user_U) + 1) * (len(time_T) + 1) < 2**63, "user and time ranks fit one int64"
-        return Timeline(
-            user_U,
-            time_T,
-            user_rank_E * (len(time_T) + 1) + time_rank_E,
-            {name: _Coded(item.codes_E[order_E], item.values) for name, item in coded.items()},
+
+def _counter_problems(path: str, schema: Schema) -> Iterator[str]:
+    name = path.partition(".")[2]
+    dtype = schema.columns.get(name)
+    if dtype != "int64":
+        found = "it is not declared" if dtype is None else f"found {dtype}"
+        hint = nearest(name, schema.columns) if dtype is None else ""
+        yield (
+            f"{path}: a counter makes the column of its name, which the schema must declare as int64; "
+            f'{found}{hint}; write {name} = "int64" under [columns]'
         )
 
 
-def _coded(chunks: Sequence[pa.Array], value_type: pa.DataType) -> _Coded:
-    if not chunks:
-        return _Coded(np.empty(0, np.int32), pa.array([], value_type))
-    encoded = pa.chunked_array(chunks).unify_dictionaries().combine_chunks()
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = pa.concat_arrays(encoded.chunks)
-    order_V = pc.array_sort_indices(encoded.dictionary).to_numpy(zero_copy_only=False)
-    code_V = np.empty(len(order_V), np.int32)
-    code_V[order_V] = np.arange(len(order_V), dtype=np.int32)
-    codes_E = np.full(len(encoded), -1, np.int32)
-    present_E = _valid(encoded)
-    codes_E[present_E] = code_V[encoded.indices.drop_null().to_numpy(zero_copy_only=False)]
-    return _Coded(codes_E, encoded.dictionary.take(pa.array(order_V)))
+def _token_problems(path: str, history: History, schema: Schema) -> Iterator[str]:
+    columns = schema.columns
+    for made, event in history.tokens.items():
+        dtype = columns.get(made)
+        if dtype is None or not dtype.startswith("list"):
+            yield (
+                f"{path}.tokens: {made!r} must be a list column of the schema{nearest(made, columns)}, "
+                f"found {dtype or 'none'}"
+            )
+        elif event not in columns:
+            yield f"{path}.tokens: event column {event!r} is no column of the schema{nearest(event, columns)}"
+        elif not _holds(dtype, columns[event]):
+            yield f"{path}.tokens: {made!r} is {dtype}, event column {event!r} is {columns[event]}; make them agree"
 
 
-def _user_hashes(user_B: pa.Array) -> Ints:
-    """A 64-bit number for each user, 0 for null; integers map one to one, texts by XXH3."""
-    hash_B = np.zeros(len(user_B), np.int64)
-    hash_B[_valid(user_B)] = hash_ids(user_B.drop_null()).view(np.int64)
-    return hash_B
-
-
-def _microseconds(time_B: pa.Array) -> Ints:
-    microseconds_B: Ints = time_B.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
-    return microseconds_B
-
-
-def _valid(values: pa.Array) -> NDArray[np.bool_]:
-    valid: NDArray[np.bool_] = values.is_valid().to_numpy(zero_copy_only=False)
-    return valid.copy()
+def _holds(listed: str, scalar: str) -> bool:
+    value_type, found = ARROW_TYPES[listed].value_type, ARROW_TYPES[scalar]
+    if pa.types.is_integer(value_type):
+        return bool(pa.types.is_integer(found) or pa.types.is_boolean(found))
+    return bool(found == value_type)

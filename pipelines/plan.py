@@ -1,10 +1,10 @@
 """`pipeline.toml` as a checked plan: which columns come from where, before any row is read.
 
-A row passes sources -> joins -> labels -> histories -> filters -> split.
+A row passes sources -> joins -> labels -> histories and counters -> filters -> split.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
 from functools import cached_property
@@ -15,7 +15,8 @@ import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
 
 from pipelines.convert import Unit
-from pipelines.history import History
+from pipelines.history import Attribution, Counter, Events, EventSection, History, Label, events_of
+from pipelines.history import problems as event_problems
 from pipelines.joins import Join
 from pipelines.rules import Rule, check_rule
 from pipelines.sources import Csv, Source
@@ -63,9 +64,10 @@ class Pipeline(Config):
     csv: Csv = Csv()
     timestamps: dict[str, Unit] = {}
     joins: tuple[Join, ...] = ()
-    labels: dict[str, Rule] = {}
+    labels: dict[str, Label] = {}
     filters: tuple[Rule, ...] = ()
     histories: dict[str, History] = {}
+    counters: dict[str, Counter] = {}
     split: Split
 
     @field_validator("fit_on", mode="before")
@@ -118,27 +120,45 @@ class Plan:
 
     @cached_property
     def needed(self) -> tuple[str, ...]:
-        """Columns that files have to provide, in a fixed order: those that are neither labels nor histories."""
-        made = {*self.settings.labels, *self.history_columns}
-        wanted = [*self.schema.columns, *self._rule_columns(), *self._history_inputs()]
+        """Columns that files have to provide, in a fixed order: those that nothing in the pipeline makes."""
+        made = {*self.settings.labels, *self.made_by_events}
+        wanted = [*self.schema.columns, *self._rule_columns()]
+        for events in self.events.values():
+            wanted += [*events.by, events.time, *(column for _, column in events.tokens)]
         wanted += [self.settings.split.column] if self.settings.split.column else []
         return tuple(dict.fromkeys(name for name in wanted if name not in made))
 
-    @property
-    def history_columns(self) -> tuple[str, ...]:
-        return tuple(
-            name for history in self.settings.histories.values() for name in history.tokens
-        )
+    @cached_property
+    def rule_labels(self) -> dict[str, Rule]:
+        """Labels that a row's own columns decide."""
+        labels = self.settings.labels
+        return {name: label for name, label in labels.items() if isinstance(label, Rule)}
 
-    def user_of(self, history: History) -> str:
-        name = history.user or self.schema.keys.user
-        assert name is not None, "checked when the plan was made"
-        return name
+    @cached_property
+    def event_sections(self) -> dict[str, EventSection]:
+        """All that rows learn of other rows, by the path of the section that says so, such as `counters.views`."""
+        settings = self.settings
+        sections: dict[str, EventSection] = {}
+        sections |= {f"histories.{name}": history for name, history in settings.histories.items()}
+        sections |= {f"counters.{name}": counter for name, counter in settings.counters.items()}
+        for name, label in settings.labels.items():
+            if isinstance(label, Attribution):
+                sections[f"labels.{name}"] = label
+        return sections
 
-    def time_of(self, history: History) -> str:
-        name = history.time or self.schema.keys.time
-        assert name is not None, "checked when the plan was made"
-        return name
+    @cached_property
+    def events(self) -> dict[str, Events]:
+        """The events that each of `event_sections` looks at."""
+        sections = self.event_sections.items()
+        return {path: events_of(section, self.schema) for path, section in sections}
+
+    @cached_property
+    def made_by_events(self) -> dict[str, str]:
+        """Columns that rows get from other rows, and the path of the section that makes each; the first, if several."""
+        made: dict[str, str] = {}
+        for column, path in _made_by_events(self.event_sections):
+            made.setdefault(column, path)
+        return made
 
     def fits_on(self, name: str) -> bool:
         """Whether the rows of a day or split fit the encoder."""
@@ -150,20 +170,22 @@ class Plan:
     @cached_property
     def labels_digest(self) -> str:
         """SHA-256 over the rules that make the columns of the tasks: rows labelled otherwise do not mix with these."""
-        named = {
+        wanted = [
             column for task in self.schema.tasks.values() for column in (task.label, task.mask)
-        }
-        rules = {
-            name: rule.model_dump(mode="json")
-            for name, rule in self.settings.labels.items()
-            if name in named
-        }
+        ]
+        rules: dict[str, Any] = {}
+        while wanted:
+            name = wanted.pop()
+            label = self.settings.labels.get(name or "")
+            if name is not None and label is not None and name not in rules:
+                rules[name] = label.model_dump(mode="json")
+                wanted += label.made_of
         return hashlib.sha256(canonical_json(rules)).hexdigest()
 
     @cached_property
     def rules_digest(self) -> str:
-        """SHA-256 over what changes the content of rows, paths left out: reading, joins, labels, histories, filters."""
-        names = ("csv", "timestamps", "joins", "labels", "filters", "histories")
+        """SHA-256 over what changes the content of rows, paths left out: reading, joins, labels, events, filters."""
+        names = ("csv", "timestamps", "joins", "labels", "filters", "histories", "counters")
         tree = self.settings.model_dump(mode="json", include=set(names))
         tree["sources"] = [
             source.model_dump(mode="json", include={"csv", "rename"})
@@ -175,14 +197,12 @@ class Plan:
 
     def _rule_columns(self) -> Iterator[str]:
         settings = self.settings
-        for rule in [*settings.labels.values(), *settings.filters, *settings.split.rules.values()]:
+        for label in settings.labels.values():
+            yield from label.made_of
+        for rule in [*settings.filters, *settings.split.rules.values()]:
             yield rule.column
-        for history in self.settings.histories.values():
-            yield from (rule.column for rule in history.where)
-
-    def _history_inputs(self) -> Iterator[str]:
-        for history in self.settings.histories.values():
-            yield from (self.user_of(history), self.time_of(history), *history.tokens.values())
+        for events in self.events.values():
+            yield from (rule.column for rule in events.where)
 
 
 def load_plan(path: Path) -> Plan:
@@ -204,72 +224,60 @@ def _problems(plan: Plan) -> Iterator[str]:
             yield f"timestamps.{name}: the schema's [columns] declare no such timestamp{nearest(name, columns)}"
     for name in settings.labels:
         dtype = columns.get(name, "bool")
-        if dtype in ("string", "timestamp") or dtype.startswith("list"):
+        if dtype != "bool" and not _is_number(dtype):
             yield f"labels.{name}: the schema declares it as {dtype}; a label is a bool or a number"
     for number, join in enumerate(settings.joins):
-        if join.count is not None and not _counts(columns.get(join.count, "int64")):
+        if join.count is not None and not _is_number(columns.get(join.count, "int64")):
             found = columns[join.count]
             yield f"joins[{number}].count: the schema declares {join.count!r} as {found}; a count is a number"
-    for name, history in settings.histories.items():
-        yield from _history_problems(plan, f"histories.{name}", history)
-    yield from _order_problems(settings, plan.history_columns)
+    for path, section in plan.event_sections.items():
+        yield from event_problems(path, section, plan.schema)
+    yield from _order_problems(plan)
 
 
-def _history_problems(plan: Plan, where: str, history: History) -> Iterator[str]:
-    columns, keys = plan.schema.columns, plan.schema.keys
-    if history.user is None and keys.user is None:
-        yield f"{where}: user is missing, and the schema has no keys.user; name the column"
-    time = history.time or keys.time
-    if time is None:
-        yield f"{where}: time is missing, and the schema has no keys.time; name the column"
-    elif columns.get(time) != "timestamp":
-        yield f"{where}: time column {time!r} must be declared as a timestamp in the schema"
-    for made, event in history.tokens.items():
-        dtype = columns.get(made)
-        if dtype is None or not dtype.startswith("list"):
-            yield (
-                f"{where}.tokens: {made!r} must be a list column of the schema{nearest(made, columns)}, "
-                f"found {dtype or 'none'}"
-            )
-        elif event not in columns:
-            yield f"{where}.tokens: event column {event!r} is no column of the schema{nearest(event, columns)}"
-        elif not _holds(dtype, columns[event]):
-            yield f"{where}.tokens: {made!r} is {dtype}, event column {event!r} is {columns[event]}; make them agree"
-
-
-def _counts(dtype: str) -> bool:
+def _is_number(dtype: str) -> bool:
     found = ARROW_TYPES[dtype]
     return bool(pa.types.is_integer(found) or pa.types.is_floating(found))
 
 
-def _holds(listed: str, scalar: str) -> bool:
-    value_type, found = ARROW_TYPES[listed].value_type, ARROW_TYPES[scalar]
-    if pa.types.is_integer(value_type):
-        return bool(pa.types.is_integer(found) or pa.types.is_boolean(found))
-    return bool(found == value_type)
-
-
-def _order_problems(settings: Pipeline, history_columns: Iterable[str]) -> Iterator[str]:
-    """A label may use what stands before it; a history is made once, of what rows bring along."""
-    made = set(history_columns)
-    if len(made) < len(tuple(history_columns)):
-        yield "histories: two of them make the same column; give each its own"
-    later = dict.fromkeys(settings.labels)
-    for name, rule in settings.labels.items():
+def _order_problems(plan: Plan) -> Iterator[str]:
+    """A label may use what stands before it; what rows get from other rows is made once, of what they bring along."""
+    made = plan.made_by_events
+    for column, path in _made_by_events(plan.event_sections):
+        other = f"labels.{column}" if column in plan.rule_labels else made[column]
+        if other != path:
+            yield f"{path} makes column {column!r}, as {other} does; give each its own"
+    later = dict.fromkeys(plan.rule_labels)
+    for name, rule in plan.rule_labels.items():
         if rule.column in later:
             yield f"labels.{name} is made of label {rule.column!r}, which stands at or below it; move that one up"
         del later[name]
-    for where, column in _uses(settings):
+    for where, column in _uses(plan):
         if column in made:
-            yield f"{where} names column {column!r}, which a history makes; rules take columns of the rows themselves"
+            yield (
+                f"{where} names column {column!r}, which {made[column]} makes of other rows; "
+                "name a column that the rows bring along"
+            )
 
 
-def _uses(settings: Pipeline) -> Iterator[tuple[str, str]]:
-    for name, rule in settings.labels.items():
+def _made_by_events(sections: Mapping[str, EventSection]) -> Iterator[tuple[str, str]]:
+    for path, section in sections.items():
+        names = section.tokens if isinstance(section, History) else (path.partition(".")[2],)
+        yield from ((name, path) for name in names)
+
+
+def _uses(plan: Plan) -> Iterator[tuple[str, str]]:
+    """The columns that must be there before rows know of each other, and where they are named."""
+    for name, rule in plan.rule_labels.items():
         yield f"labels.{name}", rule.column
-    for name, history in settings.histories.items():
-        yield from ((f"histories.{name}.where", rule.column) for rule in history.where)
-        yield from ((f"histories.{name}.tokens", column) for column in history.tokens.values())
+    for path, events in plan.events.items():
+        yield from ((path, rule.column) for rule in events.where)
+        yield from ((path, column) for column in (*events.by, events.time))
+        yield from ((f"{path}.tokens", column) for _, column in events.tokens)
+    for number, rule in enumerate(plan.settings.filters):
+        # A filter on an attributed label is one: it leaves out rows whose label nobody knows yet.
+        if rule.column not in plan.settings.labels:
+            yield f"filters[{number}]", rule.column
 
 
 def _check_rules(plan: Plan) -> None:
@@ -278,13 +286,13 @@ def _check_rules(plan: Plan) -> None:
     types: Mapping[str, pa.DataType] = {name: pa.bool_() for name in settings.labels} | {
         name: ARROW_TYPES[dtype] for name, dtype in plan.schema.columns.items()
     }
-    located = [(f"labels.{name}", rule) for name, rule in settings.labels.items()]
+    located = [(f"labels.{name}", rule) for name, rule in plan.rule_labels.items()]
     located += [(f"filters[{number}]", rule) for number, rule in enumerate(settings.filters)]
     located += [(f"split.rules.{name}", rule) for name, rule in settings.split.rules.items()]
     for number, join in enumerate(settings.joins):
         located += [(f"joins[{number}].where", rule) for rule in join.where]
-    for name, history in settings.histories.items():
-        located += [(f"histories.{name}.where", rule) for rule in history.where]
+    for path, events in plan.events.items():
+        located += [(path, rule) for rule in events.where]
     for where, rule in located:
         if rule.column in types:
             check_rule(rule, types[rule.column], f"{plan.path}: {where}")

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipelines.events import EventIndex, gather
 from pipelines.files import RawBatch, Slice, column_names, cut_into_parts, require_columns
-from pipelines.history import EventLog, Timeline
 from pipelines.joins import Join, SideTable, count_table, side_table
 from pipelines.plan import Plan
 from pipelines.rules import Rule, evaluate
@@ -98,15 +98,16 @@ class RowReader:
     parts: tuple[tuple[Slice, ...], ...]
     columns: tuple[str, ...]
     side_tables: tuple[SideTable, ...]
-    timelines: tuple[Timeline, ...] = ()
+    events: EventIndex | None = None
 
     def read(self, part: Sequence[Slice], tally: Tally) -> Iterator[Rows]:
         """The rows of a part that pass the filters, batch by batch in file order; counts go into `tally`."""
+        assert self.events or not self.plan.events, "with_histories() comes before read()"
         for batch in self._joined(part, tally):
             place_B = np.arange(
                 batch.first_row, batch.first_row + batch.table.num_rows, dtype=np.int64
             )
-            table = self._with_histories(batch.table)
+            table = batch.table if self.events is None else self.events.add_columns(batch.table)
             keep = self._kept(table, tally)
             if keep is not None:
                 table, place_B = table.filter(keep), place_B[keep.to_numpy(zero_copy_only=False)]
@@ -115,26 +116,11 @@ class RowReader:
                 yield self._assigned(batch.file, table.combine_chunks(), place_B)
 
     def with_histories(self) -> "RowReader":
-        """The same reader with all events gathered: one pass over the columns that make them."""
-        histories = self.plan.settings.histories
-        if not histories:
+        """The same reader with all events gathered: one pass over the rows."""
+        if not self.plan.events:
             return self
-        logs = [EventLog(tuple(history.tokens)) for history in histories.values()]
-        events = [0] * len(logs)
-        for part in self.parts:
-            for batch in self._joined(part, Tally()):
-                for number, name in enumerate(histories):
-                    events[number] += self._gather(name, logs[number], batch.table)
-        for name, count in zip(histories, events, strict=True):
-            logger.info("history.gathered name=%s events=%d", name, count)
-        types = {
-            name: ARROW_TYPES[self.plan.schema.columns[name]].value_type
-            for name in self.plan.history_columns
-        }
-        timelines = tuple(log.timeline(types) for log in logs)
-        return RowReader(
-            self.plan, self.files, self.parts, self.columns, self.side_tables, timelines
-        )
+        batches = (batch for part in self.parts for batch in self._joined(part, Tally()))
+        return replace(self, events=gather(self.plan, (batch.table for batch in batches)))
 
     def _joined(self, part: Sequence[Slice], tally: Tally) -> Iterator[RawBatch]:
         """Typed batches with side tables' columns and labels."""
@@ -152,34 +138,10 @@ class RowReader:
                 yield RawBatch(batch.file, batch.first_row, self._with_labels(table))
 
     def _with_labels(self, table: pa.Table) -> pa.Table:
-        for name, rule in self.plan.settings.labels.items():
+        for name, rule in self.plan.rule_labels.items():
             answer = self._answer(rule, table, f"labels.{name}")
             dtype = ARROW_TYPES[self.plan.schema.columns.get(name, "bool")]
             table = table.append_column(name, answer.cast(dtype))
-        return table
-
-    def _gather(self, name: str, log: EventLog, table: pa.Table) -> int:
-        history = self.plan.settings.histories[name]
-        for rule in history.where:
-            answer = self._answer(rule, table, f"histories.{name}.where")
-            table = table.filter(answer.fill_null(False))
-        tokens = {
-            made: one_array(table.column(event)).cast(
-                ARROW_TYPES[self.plan.schema.columns[made]].value_type
-            )
-            for made, event in history.tokens.items()
-        }
-        user, time = self.plan.user_of(history), self.plan.time_of(history)
-        return log.add(one_array(table.column(user)), one_array(table.column(time)), tokens)
-
-    def _with_histories(self, table: pa.Table) -> pa.Table:
-        histories = self.plan.settings.histories.values()
-        assert len(self.timelines) == len(histories), "with_histories() comes before read()"
-        for history, timeline in zip(histories, self.timelines, strict=True):
-            user = one_array(table.column(self.plan.user_of(history)))
-            time = one_array(table.column(self.plan.time_of(history)))
-            for name, values in timeline.lists(user, time, max_length=history.max_length).items():
-                table = table.append_column(name, values)
         return table
 
     def _kept(self, table: pa.Table, tally: Tally) -> pa.Array | None:

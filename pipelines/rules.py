@@ -58,6 +58,11 @@ class Rule(Config):
         return {name: value for name, value in found.items() if value is not None}
 
     @property
+    def made_of(self) -> tuple[str, ...]:
+        """The columns that decide the answer."""
+        return (self.column,)
+
+    @property
     def text(self) -> str:
         """The rule as a reader would say it, for reports: `not age at_least 18`."""
         names = ("equals", "in_", "at_least", "above", "at_most", "below")

@@ -120,9 +120,10 @@ def _is_collection(annotation: Any) -> bool:
 
 def _is_kind(section: type[BaseModel], tag: str) -> bool:
     kind = section.model_fields.get("kind")
-    return kind is not None and (
-        kind.default == tag or tag in getattr(kind.annotation, "__args__", ())
-    )
+    if kind is None:
+        # Such a section is tagged by its class.
+        return section.__name__ == tag
+    return kind.default == tag or tag in getattr(kind.annotation, "__args__", ())
 
 
 def _sections_in(annotation: Any) -> list[type[BaseModel]]:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.history import EventLog
+from pipelines.timeline import EventLog, Moments, moments
 from tests.pipelines.small_pipeline import PIPELINE, SCHEMA, SmallPipeline
 
 TIME = pa.timestamp("us", tz="UTC")
@@ -58,17 +58,15 @@ def lists(
             "item": pa.array([event.item for event in some], pa.int64()),
             "brand": pa.array([event.brand for event in some], pa.string()),
         }
-        gathered.add(users(some), times(some), tokens)
-    found = gathered.timeline(TYPES).lists(users(rows), times(rows), max_length=max_length)
+        gathered.add(whose_and_when(some), tokens)
+    timeline = gathered.timeline(TYPES)
+    found = timeline.lists(timeline.before(whose_and_when(rows)).last(max_length))
     return list(zip(found["item"].to_pylist(), found["brand"].to_pylist(), strict=True))
 
 
-def users(some: list[Event]) -> pa.Array:
-    return pa.array([event.user for event in some], pa.string())
-
-
-def times(some: list[Event]) -> pa.Array:
-    return pa.array([event.time for event in some], TIME)
+def whose_and_when(some: list[Event]) -> Moments:
+    users = pa.array([event.user for event in some], pa.string())
+    return moments([users], pa.array([event.time for event in some], TIME))
 
 
 def naive(
