@@ -31,8 +31,9 @@ from recsys.days import open_days
 from recsys.encode import Encoder
 from recsys.errors import ArtifactError, ConfigError
 from recsys.feed import in_order
-from recsys.golden import Golden, made_up_rows
+from recsys.golden import Golden
 from recsys.layout import encoded_arrow, label_column, observed_column
+from recsys.made_up import made_up_rows
 from recsys.models import NamedProgram, RankingModel
 from recsys.publish import Published, publication
 from recsys.request_rows import RequestColumns, RequestEncoder

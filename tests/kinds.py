@@ -1,124 +1,120 @@
-"""One schema with every kind of feature there is, and raw rows for it with nulls, empty lists and odd texts."""
+"""A schema with every kind of feature, those of several columns over user and item alike, and raw rows for it."""
 
 import tomllib
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from recsys.encode import Encoder
+from recsys.fitting import fit
 from recsys.schema import Schema
+from tests.recsys import small_data
 
 TOML = """
 [columns]
-user_id = "string"
-item_id = "int64"
-genre = "string"
-tags = "list<string>"
-liked = "list<string>"
+interests = "list<string>"
+interest_weights = "list<float32>"
+category_ctr = "map<string,float32>"
+item_seconds = "map<int64,float32>"
+taste = "list<float32>"
+query = "string"
+budget = "float32"
+category = "string"
 tag_scores = "list<float32>"
-affinity = "map<string,float32>"
-visits = "map<int64,float32>"
-price = "float32"
-clicks = "int32"
-title = "string"
 picture = "list<float32>"
-shown_at = "timestamp"
-clicked = "bool"
-[keys]
-user = "user_id"
-time = "shown_at"
-[tables]
-user = { rows = 1000 }
-genre = { rows = 50, dim = 4 }
-tag = { rows = 100, dim = 4 }
-user_genre = { rows = 500, dim = 4 }
-user_item = { rows = 1_000_000, dim = 4, ids = "hash", seed = 7 }
-word = { rows = 200, dim = 4, min_count = 1 }
-letter = { rows = 5000, dim = 4, ids = "hash" }
-[features]
-user_id = { kind = "categorical", table = "user", side = "user" }
-genre = { kind = "categorical", table = "genre" }
-tags = { kind = "multi_valued", table = "tag", weights = "tag_scores" }
-liked = { kind = "multi_valued", table = "tag", side = "user" }
-price = { kind = "numeric", transform = "log1p" }
-price_band = { kind = "bucket", column = "price", edges = [1, 2.5, 10], dim = 4 }
-price_bucket = { kind = "bucket", column = "price", buckets = 4, dim = 4 }
-hour = { kind = "date_part", part = "hour", utc_offset_hours = 5.5 }
-weekday = { kind = "date_part", part = "weekday", utc_offset_hours = -8 }
-day = { kind = "date_part", part = "day_of_month" }
-month = { kind = "date_part", part = "month" }
-hour_of_week = { kind = "date_part", part = "hour_of_week", dim = 8 }
-picture = { kind = "vector", dim = 3, normalize = "l2" }
-outline = { kind = "vector", column = "picture", dim = 3 }
-user_genre = { kind = "cross", columns = ["user_id", "genre"], table = "user_genre", user_columns = ["user_id"] }
-user_item = { kind = "cross", columns = ["user_id", "item_id", "genre"], table = "user_item", user_columns = ["user_id"] }
-words = { kind = "text", column = "title", table = "word", max_ids = 5 }
-letters = { kind = "text", column = "title", table = "letter", ngrams = [2, 3], unit = "character", lowercase = false, pooling = "sum" }
-affinity = { kind = "lookup", key = "genre", user_columns = ["affinity"] }
-visits = { kind = "lookup", key = "item_id", normalize = "none", user_columns = ["visits"] }
-common = { kind = "overlap", columns = ["liked", "tags"], normalize = "none", user_columns = ["liked"] }
-share = { kind = "overlap", columns = ["tags", "liked"], measure = "share", user_columns = ["liked"] }
-alike = { kind = "overlap", columns = ["liked", "tags"], measure = "jaccard", normalize = "none", user_columns = ["liked"] }
-likes_it = { kind = "overlap", columns = ["genre", "liked"], normalize = "none", user_columns = ["liked"] }
-rate = { kind = "expression", expression = "log1p(clicks) / (price - 2)", clip = 3 }
-cheap = { kind = "expression", expression = "if(price < 2, 1, clip(clicks, 0, 5))", normalize = "none" }
-[tasks]
-click = { label = "clicked" }
-"""
+title = "string"
+listed_at = "timestamp"
+clicks = "int32"
+views = "int32"
 
-START = datetime(2026, 1, 30, tzinfo=UTC)
-WORDS = ("Kaffee", "süß", "50", "CAFÉ", "к чаю", "b-side", "...", "日本", "a", "")
-SEPARATORS = (" ", " / ", "", "\t", "—")
-LABELS = ("red", "green", "blue", "drama", "war")
+[tables]
+pair = { rows = 200, dim = 4, ids = "hash" }
+word = { rows = 150, dim = 4, ids = "hash" }
+letter = { rows = 60, dim = 4 }
+
+[features]
+interests = { kind = "multi_valued", weights = "interest_weights", table = "tag", side = "user" }
+scored_tags = { kind = "multi_valued", column = "tags", weights = "tag_scores", table = "tag", pooling = "sum" }
+taste = { kind = "vector", dim = 2, side = "user" }
+picture = { kind = "vector", dim = 3, normalize = "l2" }
+user_category = { kind = "cross", columns = ["user_id", "category"], table = "pair", user_columns = ["user_id"] }
+category_ctr = { kind = "lookup", key = "category", user_columns = ["category_ctr"] }
+item_seconds = { kind = "lookup", key = "item_id", transform = "log1p", user_columns = ["item_seconds"] }
+common_tags = { kind = "overlap", columns = ["interests", "tags"], measure = "jaccard", user_columns = ["interests"] }
+value = { kind = "expression", expression = "log1p(clicks) / (views + 1) - budget / price", user_columns = ["budget"] }
+hour = { kind = "date_part", part = "hour" }
+listed = { kind = "date_part", column = "listed_at", part = "weekday", side = "candidate" }
+query = { kind = "text", table = "letter", unit = "character", ngrams = [2, 3], side = "user" }
+title = { kind = "text", table = "word", max_ids = 8 }
+price_level = { kind = "bucket", column = "price", edges = [0.5, 1.0, 2.0], dim = 4 }
+"""
+_WORDS = ("red", "Green", "blue", "shoe", "shirt", "cap", "wool", "größe")
 
 
 def tree() -> dict[str, Any]:
-    return tomllib.loads(TOML)
+    """The small schema with the features above beside its own."""
+    found, more = tomllib.loads(small_data.SCHEMA_TOML), tomllib.loads(TOML)
+    for section in ("columns", "tables", "features"):
+        found[section] |= more[section]
+    return found
 
 
-def parse(change: dict[str, Any] | None = None) -> Schema:
-    return Schema.parse(change or tree(), where="schema.toml")
+@cache
+def schema() -> Schema:
+    return Schema.parse(tree(), where="schema.toml")
 
 
-def rows(count: int = 120, seed: int = 0) -> pa.Table:
-    """Raw rows with nulls in every column but the label."""
-    rng = np.random.default_rng(seed)
+def rows(count: int, *, seed: int) -> pa.Table:
+    """Raw rows with labels: maps with and without the row's key, weights of 0, nulls, empty lists and texts."""
+    small = small_data.raw_rows(count, seed=seed)
+    random = np.random.default_rng([seed, 1])
 
     def maybe(value: Any) -> Any:
-        return None if rng.random() < 0.12 else value
+        return None if random.random() < 0.1 else value
 
-    def some(most: int) -> list[str | None]:
-        return [maybe(str(rng.choice(LABELS))) for _ in range(rng.integers(0, most))]
+    def tags(of: Any) -> Any:
+        return [f"t{tag}" for tag in random.choice(10, of, replace=False)]
 
-    records = []
-    for _ in range(count):
-        tags = maybe(some(5))
-        records.append(
-            {
-                "user_id": maybe(f"u{rng.integers(0, 12)}"),
-                "item_id": maybe(int(rng.integers(-3, 9))),
-                "genre": maybe(str(rng.choice(LABELS))),
-                "tags": tags,
-                "liked": maybe(some(6)),
-                "tag_scores": tags and [float(rng.integers(0, 4)) for _ in tags],
-                "affinity": maybe(
-                    [(str(rng.choice(LABELS)), float(rng.normal())) for _ in range(4)]
-                ),
-                "visits": maybe(
-                    [(int(rng.integers(-3, 9)), maybe(float(rng.normal()))) for _ in range(4)]
-                ),
-                "price": maybe(float(rng.choice([0.5, 1.0, 2.0, 2.5, 3.0, 40.0]))),
-                "clicks": maybe(int(rng.integers(-3, 9))),
-                "title": maybe(
-                    "".join(
-                        str(rng.choice(WORDS)) + str(rng.choice(SEPARATORS))
-                        for _ in range(rng.integers(0, 6))
-                    )
-                ),
-                "picture": maybe([float(x) for x in rng.integers(-1, 2, 3)]),
-                "shown_at": maybe(START + timedelta(minutes=int(rng.integers(0, 60 * 24 * 90)))),
-                "clicked": bool(rng.random() < 0.3),
-            }
-        )
-    return pa.Table.from_pylist(records, schema=parse().raw_arrow(labels=True))
+    def weights(ids: Any) -> Any:
+        return None if ids is None else [float(random.choice([0.0, 0.5, 2.0])) for _ in ids]
+
+    def words() -> str:
+        return " ".join(random.choice(_WORDS, random.integers(0, 6)))
+
+    columns: dict[str, list[Any]] = {name: [] for name in tomllib.loads(TOML)["columns"]}
+    for row in small.to_pylist():
+        interests = maybe(tags(random.integers(0, 5)))
+        categories = random.choice(6, random.integers(0, 5), replace=False)
+        items = random.choice(100, random.integers(0, 60), replace=False)
+        made = {
+            "interests": interests,
+            "interest_weights": weights(interests),
+            "category_ctr": maybe(
+                [(f"c{key}", maybe(float(random.random()))) for key in categories]
+            ),
+            "item_seconds": maybe([(int(key), float(random.gamma(2.0, 9.0))) for key in items]),
+            "taste": maybe(random.normal(size=2).tolist()),
+            "query": maybe(words()),
+            "budget": maybe(float(random.gamma(2.0))),
+            "category": maybe(f"c{random.integers(0, 6)}"),
+            "tag_scores": weights(row["tags"]),
+            "picture": maybe(random.normal(size=3).tolist()),
+            "title": maybe(words()),
+            "listed_at": maybe(row["shown_at"] - timedelta(hours=int(random.integers(0, 900)))),
+            "clicks": maybe(int(random.integers(0, 50))),
+            "views": maybe(int(random.integers(-1, 500))),
+        }
+        for name, value in made.items():
+            columns[name].append(value)
+    types = schema().raw_arrow(labels=True)
+    found = dict(zip(small.column_names, small.columns, strict=True))
+    found |= {name: pa.array(values, types.field(name).type) for name, values in columns.items()}
+    return pa.table({name: found[name] for name in types.names}, schema=types)
+
+
+@cache
+def encoder() -> Encoder:
+    return fit(schema(), [rows(400, seed=1)])

@@ -10,15 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import safetensors.numpy
-from numpy.typing import NDArray
 
 from recsys.bundle import KIND, Bundle, Parity, load_bundle, map_table
 from recsys.calibrate import Calibrators, read_calibrators, task_scores
-from recsys.collate import Packed
 from recsys.errors import ArtifactError, ConfigError
-from recsys.gather import SideLayout, gather
-from recsys.golden import made_up_rows
-from recsys.layout import entry_names, slots
+from recsys.layout import entry_names
 from recsys.publish import MANIFEST, Published, publication, resolve
 from recsys.request_rows import RequestColumns, RequestEncoder
 from recsys.utility import identity_utility, read_utility
@@ -158,105 +154,6 @@ def test_a_fixed_feature_is_constant_whatever_the_rows_hold(bundle: Bundle) -> N
         )
     )
     assert encoded.column("dense:position").equals(at_one.column("dense:position"))
-
-
-def test_gather_equals_a_plain_loop_over_rows_and_ids() -> None:
-    schema = full_schema()
-    random = np.random.default_rng(3)
-    tables = {
-        name: random.normal(size=(table.rows, table.dim)).astype(np.float32)
-        for name, table in schema.all_tables.items()
-    }
-    for side in ("user", "candidate"):
-        layout = SideLayout.of(schema, side)
-        for rows in (1, 7):
-            packed = _random_packed(layout, tables, random, rows)
-            found = gather(packed, layout, tables=tables)
-            np.testing.assert_allclose(
-                found.block_BI, _looped_block(packed, layout, tables), rtol=1e-6, atol=1e-6
-            )
-            for name in layout.sequences:
-                tokens, valid = _looped_tokens(packed, layout, tables, name)
-                np.testing.assert_array_equal(found.tokens[name], tokens)
-                np.testing.assert_array_equal(found.valid[name], valid)
-
-
-def _random_packed(
-    layout: SideLayout,
-    tables: dict[str, NDArray[np.float32]],
-    random: np.random.Generator,
-    rows: int,
-) -> Packed:
-    events = random.integers(0, 4, rows)
-    lengths: list[NDArray[np.int64]] = []
-    values: list[NDArray[np.int64]] = []
-    for slot in layout.slots:
-        by_kind = {
-            "single": np.ones(rows, int),
-            "bag": random.integers(0, 4, rows),
-            "token": events,
-        }
-        lengths.append(by_kind[slot.kind])
-        values.append(random.integers(0, len(tables[slot.table]), by_kind[slot.kind].sum()))
-    dense = random.normal(size=(rows, len(layout.dense))).astype(np.float32)
-    return Packed(np.concatenate(values), None, np.array(lengths, np.int32), dense)
-
-
-def _ids(packed: Packed, slot: int, row: int) -> NDArray[np.int64]:
-    start = packed.lengths_FB[:slot].sum() + packed.lengths_FB[slot, :row].sum()
-    return packed.values_N[start : start + packed.lengths_FB[slot, row]]
-
-
-def _looped_block(
-    packed: Packed, layout: SideLayout, tables: dict[str, NDArray[np.float32]]
-) -> NDArray[np.float32]:
-    rows = []
-    for row in range(len(packed.dense_BD)):
-        parts = []
-        for f, slot in enumerate(layout.slots):
-            if slot.kind == "token":
-                continue
-            total = np.zeros(slot.dim, np.float32)
-            for index in _ids(packed, f, row):
-                total = total + tables[slot.table][index]
-            count = len(_ids(packed, f, row))
-            parts.append(total / count if slot.pooling == "mean" and count else total)
-        rows.append(np.concatenate([*parts, packed.dense_BD[row]]))
-    return np.array(rows, np.float32)
-
-
-def _looped_tokens(
-    packed: Packed, layout: SideLayout, tables: dict[str, NDArray[np.float32]], sequence: str
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    here = [(f, slot) for f, slot in enumerate(layout.slots) if slot.sequence == sequence]
-    lengths = packed.lengths_FB[here[0][0]]
-    longest, width = max(1, int(lengths.max())), sum(slot.dim for _, slot in here)
-    tokens = np.zeros((len(lengths), longest, width), np.float32)
-    valid = np.zeros((len(lengths), longest), np.bool_)
-    for row, length in enumerate(lengths):
-        for event in range(length):
-            vectors = [tables[slot.table][_ids(packed, f, row)[event]] for f, slot in here]
-            tokens[row, event] = np.concatenate(vectors)
-            valid[row, event] = True
-    return tokens, valid
-
-
-def test_made_up_rows_hold_nulls_unknown_and_known_ids_empty_and_overlong_lists() -> None:
-    encoder = full_encoder()
-    rows = made_up_rows(encoder, 64, seed=0)
-    assert all(
-        value is None or not any(value) for value in rows.slice(0, 1).to_pylist()[0].values()
-    )
-    encoded = RequestEncoder.of(encoder).encode(rows, rows=64)
-    for slot in slots(encoder.schema):
-        column = encoded.column(slot.name).combine_chunks()
-        ids = set((column if slot.kind == "single" else column.flatten()).to_pylist())
-        assert 0 in ids, slot.name
-        assert max(ids) > 1, slot.name
-    assert 1 in set(encoded.column("user_id").to_pylist())
-    lengths = [len(events or ()) for events in rows.column("clicks_item").to_pylist()]
-    assert min(lengths) == 0
-    assert max(lengths) > encoder.schema.sequences["clicks"].max_length
 
 
 def test_parity_sees_a_difference_and_a_nan() -> None:
