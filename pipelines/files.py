@@ -1,36 +1,35 @@
 """Files as record batches: their columns, how they are cut into parts, how they are read.
 
-A part is the unit of work of a build: some row groups of Parquet files, or one CSV file. Parts depend on the files
-alone, so that the same rows come in the same order however many processes read them.
+A part is the unit of work of a build: some row groups of Parquet files, or some lines of one text file. Parts depend on
+the files alone, so that the same rows come in the same order however many processes read them.
 """
 
-import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
 import pyarrow.parquet as pq
 
-from pipelines.jsonl_files import has_key, jsonl_names, read_jsonl
-from pipelines.sources import Csv, DataFile, Format, repeated
+from pipelines.csv_files import csv_names, csv_ranges, read_csv
+from pipelines.jsonl_files import has_key, jsonl_names, jsonl_ranges, read_jsonl
+from pipelines.lines import ByteRange, is_packed
+from pipelines.sources import DataFile, Format
 from recsys.errors import DataError, nearest
 
 BATCH_ROWS = 65_536
 PART_ROWS = 2 * BATCH_ROWS
-_BLOCK_BYTES = 8 << 20
+PART_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
 class Slice:
-    """A file, or some row groups of a Parquet file. `first_row` numbers the rows before it, from 0."""
+    """A file, some row groups of a Parquet file, or some lines of a text file. `first_row` rows stand before it."""
 
     file: DataFile
     first_row: int = 0
     row_groups: tuple[int, ...] | None = None
+    within: ByteRange | None = None
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class RawBatch:
 
 
 def column_names(file: DataFile) -> tuple[str, ...]:
-    """Names of a file's columns after renaming. Raises DataError when it cannot be read or a name occurs twice."""
+    """Names of a file's columns after renaming. Raises DataError when it cannot be read."""
     with _readable(file):
         names = _names(file)
     unknown = next((name for name in file.rename if name not in names), None)
@@ -51,18 +50,13 @@ def column_names(file: DataFile) -> tuple[str, ...]:
         raise DataError(
             f"{file.path}: rename names column {unknown!r}, which the file lacks{nearest(unknown, names)}"
         )
-    renamed = tuple(map(file.renamed, names))
-    twice = repeated(renamed)
-    if twice is not None:
-        raise DataError(
-            f"{file.path}: column {twice!r} occurs twice; correct the header or rename one"
-        )
-    return renamed
+    return tuple(map(file.renamed, names))
 
 
 def require_columns(file: DataFile, needed: Sequence[str]) -> None:
-    """Nothing, when a file has all needed columns; raises DataError naming the first that it lacks."""
+    """Nothing, when a file has all needed columns once; raises DataError naming the first that it lacks."""
     names = column_names(file)
+    _require_once(file, names, needed)
     missing = next((name for name in needed if name not in names), None)
     if missing is not None and not _is_rare_key(file, missing):
         listed = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
@@ -72,22 +66,40 @@ def require_columns(file: DataFile, needed: Sequence[str]) -> None:
         )
 
 
+def _require_once(file: DataFile, names: Sequence[str], needed: Sequence[str]) -> None:
+    for name in needed:
+        places = [place for place, other in enumerate(names, start=1) if other == name]
+        if len(places) > 1:
+            advice = (
+                "give each column a name of its own by names = [...] under [csv], which replaces the header"
+                if file.csv
+                else "write the file with a name for each column"
+            )
+            listed = " and ".join(map(str, places))
+            raise DataError(
+                f"{file.path}: column {name!r} occurs twice or more, as columns {listed}; {advice}"
+            )
+
+
 def _is_rare_key(file: DataFile, name: str) -> bool:
     original = next((old for old, new in file.rename.items() if new == name), name)
     return file.format == "jsonl" and has_key(file, original)
 
 
 def cut_into_parts(
-    files: Sequence[DataFile], *, part_rows: int = PART_ROWS
+    files: Sequence[DataFile], *, part_rows: int = PART_ROWS, part_bytes: int = PART_BYTES
 ) -> list[tuple[Slice, ...]]:
-    """Slices in reading order, grouped so that a part has about `part_rows` rows; a file of text is one part."""
+    """Slices in reading order, grouped so that a part has about `part_rows` rows of Parquet, or `part_bytes` of text.
+
+    A text file is one part where it is packed, or where a quoted field may hold a line end.
+    """
     parts: list[tuple[Slice, ...]] = []
     waiting: list[Slice] = []
     rows = 0
     for file in files:
         if file.format != "parquet":
             parts += [tuple(waiting)] if waiting else []
-            parts.append((Slice(file),))
+            parts += [(piece,) for piece in _text_slices(file, part_bytes)]
             waiting, rows = [], 0
             continue
         for piece, piece_rows in _row_group_slices(file, part_rows):
@@ -125,9 +137,11 @@ def _tables(
 ) -> Iterator[pa.Table]:
     with _readable(piece.file):
         if piece.file.format == "jsonl":
-            yield from read_jsonl(piece.file, wanted, declared=declared)
+            yield from read_jsonl(piece.file, wanted, within=piece.within, declared=declared)
         elif piece.file.csv is not None:
-            yield from _read_csv(piece.file, piece.file.csv, wanted)
+            places = [_names(piece.file).index(name) for name in wanted]
+            for table in read_csv(piece.file, piece.file.csv, places, within=piece.within):
+                yield table.rename_columns(wanted)
         else:
             yield from _read_parquet(piece, wanted)
 
@@ -135,7 +149,7 @@ def _tables(
 def _names(file: DataFile) -> tuple[str, ...]:
     if file.format == "jsonl":
         return jsonl_names(file)
-    return _parquet_names(file) if file.csv is None else _csv_names(file, file.csv)
+    return _parquet_names(file) if file.csv is None else csv_names(file, file.csv)
 
 
 def _read_parquet(piece: Slice, wanted: list[str]) -> Iterator[pa.Table]:
@@ -149,76 +163,20 @@ def _read_parquet(piece: Slice, wanted: list[str]) -> Iterator[pa.Table]:
             yield pa.Table.from_batches([batch])
 
 
-def _read_csv(file: DataFile, settings: Csv, wanted: list[str]) -> Iterator[pa.Table]:
-    names = _csv_names(file, settings)
-    reader = pa.csv.open_csv(
-        str(file.path),
-        read_options=pa.csv.ReadOptions(
-            block_size=_BLOCK_BYTES,
-            column_names=list(names),
-            skip_rows=1 if settings.header else 0,
-            encoding=settings.encoding,
-        ),
-        parse_options=pa.csv.ParseOptions(
-            delimiter=settings.delimiter,
-            quote_char=settings.quote or False,
-            newlines_in_values=True,
-        ),
-        convert_options=pa.csv.ConvertOptions(
-            include_columns=wanted,
-            column_types=dict.fromkeys(wanted, pa.string()),
-            strings_can_be_null=False,
-        ),
-    )
-    for table in _gathered(reader):
-        yield pa.table(
-            [_cleaned(column, settings) for column in table.columns], names=table.column_names
-        )
-
-
-def _gathered(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Small batches put together, so that work per batch is shared by many rows."""
-    waiting: list[pa.RecordBatch] = []
-    for batch in batches:
-        waiting.append(batch)
-        if sum(len(item) for item in waiting) >= BATCH_ROWS:
-            yield pa.Table.from_batches(waiting).combine_chunks()
-            waiting = []
-    if waiting:
-        yield pa.Table.from_batches(waiting).combine_chunks()
-
-
-def _cleaned(column: pa.ChunkedArray, settings: Csv) -> pa.ChunkedArray:
-    if settings.strip:
-        column = pc.utf8_trim_whitespace(column)
-    if not settings.nulls:
-        return column
-    null = pc.is_in(column, value_set=pa.array(settings.nulls, pa.string()))
-    return pc.if_else(null, pa.scalar(None, pa.string()), column)
-
-
-def _csv_names(file: DataFile, settings: Csv) -> tuple[str, ...]:
-    if not settings.header:
-        return settings.names
-    encoding = "utf-8-sig" if settings.encoding.lower() in ("utf-8", "utf8") else settings.encoding
-    with pa.input_stream(str(file.path)) as stream:
-        line = io.TextIOWrapper(stream, encoding=encoding).readline()
-    reader = csv.reader(
-        [line],
-        delimiter=settings.delimiter,
-        quotechar=settings.quote or None,
-        quoting=csv.QUOTE_MINIMAL if settings.quote else csv.QUOTE_NONE,
-    )
-    names = next(reader, [])
-    if not names:
-        raise DataError(
-            f"{file.path}: the header line is empty; write the columns' names, or set header = false"
-        )
-    return tuple(name.strip() for name in names) if settings.strip else tuple(names)
-
-
 def _parquet_names(file: DataFile) -> tuple[str, ...]:
     return tuple(pq.read_schema(file.path).names)
+
+
+def _text_slices(file: DataFile, part_bytes: int) -> list[Slice]:
+    with _readable(file):
+        ranges = (
+            jsonl_ranges(file, part_bytes=part_bytes)
+            if file.csv is None
+            else csv_ranges(file, file.csv, part_bytes=part_bytes)
+        )
+    if ranges is None:
+        return [Slice(file)]
+    return [Slice(file, found.first_row, within=found) for found in ranges]
 
 
 def _row_group_slices(file: DataFile, part_rows: int) -> Iterator[tuple[Slice, int]]:
@@ -250,6 +208,27 @@ _KINDS: dict[Format, _Kind] = {
 }
 
 
+# How files of other kinds begin, and what to do about them.
+_BEGINNINGS: tuple[tuple[bytes, Format | None, str], ...] = (
+    (b"PAR1", "parquet", 'a Parquet file; say format = "parquet"'),
+    (b"\x1f\x8b", None, "packed by gzip; give it a name that ends in .gz"),
+    (b"BZh", None, "packed by bzip2; give it a name that ends in .bz2"),
+    (b"\x28\xb5\x2f\xfd", None, "packed by zstd; give it a name that ends in .zst"),
+    (b"PK\x03\x04", None, "a zip archive or an Excel workbook; unpack it, or save it as CSV"),
+)
+
+
+def _require_kind(file: DataFile) -> None:
+    """Refuse a file that is plainly of another kind: a reader's own words would not say so."""
+    if is_packed(file.path):
+        return
+    with file.path.open("rb") as opened:
+        start = opened.read(4)
+    for beginning, format_, what in _BEGINNINGS:
+        if start.startswith(beginning) and file.format != format_:
+            raise DataError(f"{file.path}: is {what}")
+
+
 @contextmanager
 def _readable(file: DataFile) -> Iterator[None]:
     """Whatever goes wrong while a file is read, as one sentence that names the file."""
@@ -259,11 +238,15 @@ def _readable(file: DataFile) -> Iterator[None]:
             raise DataError(
                 f"{file.path}: the file is empty (0 bytes); write it again or take it out of the source"
             )
+        _require_kind(file)
         yield
     except FileNotFoundError as error:
         raise DataError(f"{file.path}: no such file; check the path") from error
     except (pa.ArrowException, OSError, EOFError, UnicodeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        hint = kind.hint
+        if "Truncated compressed" in reason or "incorrect header check" in reason:
+            hint = "the copy is incomplete or damaged, or the file is not packed as its name says; copy it again"
         raise DataError(
-            f"{file.path}: not readable as {kind.name} ({reason[:300]}); {kind.hint}"
+            f"{file.path}: not readable as {kind.name} ({reason[:300]}); {hint}"
         ) from error

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.json
 
 from pipelines.json_columns import json_array, json_type
-from pipelines.lines import ByteRange, count_rows, line_blocks
+from pipelines.lines import ByteRange, count_rows, cut_ranges, is_packed, line_blocks
 from pipelines.sources import DataFile
 from recsys.errors import DataError
 
@@ -33,6 +33,13 @@ def has_key(file: DataFile, name: str) -> bool:
     """Whether a name stands anywhere in a file: a rare key may be absent from its first rows."""
     quoted = (json.dumps(name).encode(), json.dumps(name, ensure_ascii=False).encode())
     return any(key in block for block in line_blocks(file.path) for key in quoted)
+
+
+def jsonl_ranges(file: DataFile, *, part_bytes: int) -> list[ByteRange] | None:
+    """The ranges of whole lines that a file can be read in, None when it is small or packed."""
+    if is_packed(file.path) or file.path.stat().st_size <= part_bytes:
+        return None
+    return cut_ranges(file.path, part_bytes=part_bytes, count=count_rows)
 
 
 def read_jsonl(

@@ -1,6 +1,7 @@
 """Text files as blocks of whole lines: unpacked while they are read, and cut into ranges that start at a line."""
 
-from collections.abc import Iterator
+import codecs
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +22,16 @@ class ByteRange:
     first_row: int
 
 
-def line_blocks(path: Path, within: ByteRange | None = None) -> Iterator[bytes]:
-    """Blocks of whole lines of about BLOCK_BYTES; each ends with a line feed. A byte order mark is left out."""
+def line_blocks(
+    path: Path, within: ByteRange | None = None, *, encoding: str = "utf-8"
+) -> Iterator[bytes]:
+    """Blocks of whole lines in UTF-8, of about BLOCK_BYTES; each ends with a line feed, none has a byte order mark.
+
+    Text of another encoding is translated; UTF-8 is passed on as it is. Raises UnicodeDecodeError.
+    """
     rest = b""
     first = within is None or within.start == 0
-    for block in _byte_blocks(path, within):
+    for block in _in_utf8(_byte_blocks(path, within), encoding):
         if first:
             block, first = block.removeprefix(_BYTE_ORDER_MARK), False
         whole, feed, tail = block.rpartition(b"\n")
@@ -36,6 +42,30 @@ def line_blocks(path: Path, within: ByteRange | None = None) -> Iterator[bytes]:
             rest += block
     if rest:
         yield rest + b"\n"
+
+
+def cut_ranges(
+    path: Path, *, part_bytes: int, count: Callable[[bytes], int | None]
+) -> list[ByteRange] | None:
+    """A plain file in ranges of whole lines, about `part_bytes` each.
+
+    `count` says how many rows whole lines hold, None when they cannot be told apart from other lines. Then, and where
+    a line is longer than a part, the file cannot be cut and the answer is None.
+    """
+    ranges: list[ByteRange] = []
+    start = row = 0
+    with path.open("rb") as file:
+        while True:
+            file.seek(start)
+            chunk = file.read(part_bytes)
+            if not chunk:
+                return ranges
+            size = chunk.rfind(b"\n") + 1 if len(chunk) == part_bytes else len(chunk)
+            rows = count(chunk[:size])
+            if size == 0 or rows is None:
+                return None
+            ranges.append(ByteRange(start, start + size, row))
+            start, row = start + size, row + rows
 
 
 def first_bytes(path: Path, size: int) -> bytes:
@@ -58,6 +88,16 @@ def count_rows(block: bytes) -> int:
 def is_packed(path: Path) -> bool:
     """Whether a file is unpacked while it is read, so that nobody can start in its middle."""
     return path.suffix in PACKED_SUFFIXES
+
+
+def _in_utf8(blocks: Iterator[bytes], encoding: str) -> Iterator[bytes]:
+    if codecs.lookup(encoding).name in ("utf-8", "utf-8-sig"):
+        yield from blocks
+        return
+    decoder = codecs.getincrementaldecoder(encoding)()
+    for block in blocks:
+        yield decoder.decode(block).encode()
+    yield decoder.decode(b"", final=True).encode()
 
 
 def _byte_blocks(path: Path, within: ByteRange | None) -> Iterator[bytes]:

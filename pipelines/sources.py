@@ -20,21 +20,36 @@ _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
 class Csv(Config):
-    """How CSV files are written. Empty `quote`: quotes mean nothing. `list_separator` splits fields of list columns."""
+    """How CSV files are written.
+
+    `names` are needed without a header and replace one that is there. Empty `quote`: quotes mean nothing.
+    `list_separator` splits fields of list and map columns, `map_separator` a key from its value.
+    """
 
     header: bool = True
     names: tuple[str, ...] = ()
-    delimiter: str = Field(default=",", min_length=1, max_length=1)
+    delimiter: str = Field(default=",", min_length=1)
     nulls: tuple[str, ...] = ("",)
     strip: bool = False
     quote: str = Field(default='"', max_length=1)
     encoding: str = "utf-8"
     list_separator: str | None = Field(default=None, min_length=1)
+    map_separator: str = Field(default=":", min_length=1)
 
     @model_validator(mode="after")
     def _readable_settings(self) -> Self:
-        if self.header == bool(self.names):
-            raise ValueError("names are needed with header = false, and only then")
+        if not self.header and not self.names:
+            raise ValueError(
+                "names are needed with header = false; give the columns' names in order"
+            )
+        if "\n" in self.delimiter or "\r" in self.delimiter:
+            raise ValueError(
+                "delimiter separates the fields of a line and cannot end it; write another"
+            )
+        if self.map_separator == self.list_separator:
+            raise ValueError(
+                f"list_separator and map_separator are both {self.map_separator!r}; give them different ones"
+            )
         try:
             codecs.lookup(self.encoding)
         except LookupError as error:

@@ -215,8 +215,8 @@ BAD_FILES: dict[str, tuple[str | bytes, str]] = {
         CSV.replace("price", "prise", 1),
         "no column 'price' (did you mean 'prise'?)",
     ),
-    "ragged row": (CSV + "ann,1\n", "Expected 5 columns, got 2"),
-    "not UTF-8": (CSV.encode().replace(b"bob", b"b\xffb"), "not readable as CSV"),
+    "ragged row": (CSV + "ann,1\n", "row 4: 2 fields where the file has 5 columns, found 'ann,1'"),
+    "not UTF-8": (CSV.encode().replace(b"bob", b"b\xffb"), "row 2: not UTF-8"),
 }
 
 
@@ -395,7 +395,7 @@ BAD_SETTINGS: dict[str, tuple[str, str]] = {
     "time without fit_on": ('[split]\nby = "time"', "fit_on is missing"),
     "history of no list": ('[histories.h]\ntokens = { price = "item" }', "must be a list column"),
     "unit of no timestamp": ('[timestamps]\nshown = "seconds"', "did you mean 'shown_at'"),
-    "header and names": ('[csv]\nnames = ["a"]', "names are needed with header = false"),
+    "no header and no names": ("[csv]\nheader = false", "names are needed with header = false"),
     "encoding": ('[csv]\nencoding = "utf-9"', "encoding 'utf-9' is unknown"),
     "split of a source": (
         '[source]\npath = "log.csv"\nformat = "csv"\nsplit = "train"',
