@@ -78,7 +78,12 @@ def bag(item: BagFeature, source: Source) -> Bag:
     """A list of ids a row: the column's, with weights if the feature has them, or the hashes of a text's n-grams."""
     column = source.column(item.column)
     if isinstance(item, TextFeature):
-        offsets, hashes_N = ngrams(column, item)
+        try:
+            offsets, hashes_N = ngrams(column, item)
+        except (UnicodeDecodeError, pa.ArrowInvalid) as error:
+            raise DataError(
+                f"{source.where}, column {item.column!r}: a text is not valid UTF-8 ({error}); convert it"
+            ) from error
         return Bag(offsets, pa.array(hashes_N))
     offsets, ids_N = flat_list(column)
     if item.weights is None:

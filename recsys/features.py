@@ -7,6 +7,7 @@ vector (`VectorFeature`).
 
 from collections.abc import Mapping
 from functools import cached_property
+from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -131,7 +132,7 @@ class BucketFeature(OneColumn):
     @field_validator("edges")
     @classmethod
     def _increasing(cls, edges: tuple[float, ...] | None) -> tuple[float, ...] | None:
-        for left, right in zip((edges or ())[:-1], (edges or ())[1:], strict=True):
+        for left, right in pairwise(edges or ()):
             if not left < right:
                 raise ValueError(f"edges must increase, found {left:g} before {right:g}; sort them")
         return edges
