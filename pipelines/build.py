@@ -3,31 +3,29 @@
 Memory holds a part's rows, the side tables and the events of histories, however many rows there are.
 """
 
+import hashlib
 import logging
 import os
-import shutil
-import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from pipelines.parts import PartFile, PartJob, PartResult
 from pipelines.plan import Plan, load_plan
-from pipelines.progress import tracked
-from pipelines.rows import RowReader, Rows, Tally, open_rows
+from pipelines.progress import Progress, progress
+from pipelines.rows import RowReader, Rows, Tally, open_rows, side_files
+from pipelines.staging import staging
 from recsys.encode import Encoder, load_encoder
 from recsys.errors import ArtifactError, DataError, nearest
 from recsys.fitting import fit as fit_encoder
-from recsys.publish import publication, remove_abandoned
+from recsys.publish import canonical_json, publication
 
 logger = logging.getLogger(__name__)
-
-_STAGING_PREFIX = ".building-"
 
 
 @dataclass(frozen=True)
@@ -100,51 +98,88 @@ def build(
 ) -> BuildSummary:
     """Encode the pipeline's rows and publish each day (or split) under `data_root`; with `days` only those.
 
-    `ray` hands the same parts to a Ray Data job. Nothing is published unless every row was encoded.
+    `ray` hands the same parts to a Ray Data job. Nothing is published unless every row was encoded; a build that was
+    killed goes on with the parts that it had finished, if nothing that decides them has changed since.
     Raises ConfigError, DataError (naming file, row and column) or ArtifactError.
     """
     started = time.monotonic()
     plan, fitted = load_plan(pipeline), load_encoder(encoder)
     _require_schema(plan, fitted, encoder)
     reader = open_rows(plan).with_histories()
-    with _staging(data_root) as staging:
-        job = PartJob(reader, fitted, staging, None if days is None else frozenset(days))
-        results = _in_ray(job) if ray else map(job.write, range(len(reader.parts)))
-        ordered = sorted(
-            tracked(results, total=len(reader.parts), what="build"),
-            key=lambda result: result.number,
-        )
-        files = _by_day(ordered)
+    wanted = None if days is None else frozenset(days)
+    with staging(data_root, _key(reader, fitted, wanted)) as place:
+        job = PartJob(reader, fitted, place, wanted)
+        results = _write_parts(job, _in_ray if ray else _here)
+        files = _by_day(results)
         _require_days(files, days, plan)
         published = tuple(
             _publish(plan, job, day, day_files, data_root)
             for day, day_files in sorted(files.items())
         )
-    return _summary(plan, ordered, published, time.monotonic() - started)
+    return _summary(plan, results, published, time.monotonic() - started)
 
 
-def _in_ray(job: PartJob) -> Iterator[PartResult]:
+def _write_parts(
+    job: PartJob, write: Callable[[PartJob, Sequence[int], Progress], Iterable[PartResult]]
+) -> list[PartResult]:
+    """Results of all parts in their order; parts that an earlier process finished are not written again."""
+    results, parts = job.finished(), len(job.reader.parts)
+    if results:
+        logger.info("build.resumed parts=%d/%d", len(results), parts)
+    missing = [number for number in range(parts) if number not in results]
+    try:
+        with progress("build", parts=parts, done=len(results)) as shown:
+            for result in write(job, missing, shown) if missing else ():
+                results[result.number] = result
+                shown.finish_part()
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(
+            f"{len(job.finished())} of {parts} parts are kept; the same command goes on from there"
+        ) from stop
+    return [results[number] for number in range(parts)]
+
+
+def _here(job: PartJob, numbers: Sequence[int], shown: Progress) -> Iterator[PartResult]:
+    for number in numbers:
+        yield job.write(number, on_rows=shown.rows_read)
+
+
+def _in_ray(job: PartJob, numbers: Sequence[int], shown: Progress) -> Iterator[PartResult]:
     # Ray takes half a second to import; only a build that asks for it pays.
     from pipelines.ray_build import write_parts
 
-    return write_parts(job)
+    for result in write_parts(job, numbers):
+        shown.rows_read(result.tally.read)
+        yield result
 
 
-@contextmanager
-def _staging(data_root: Path) -> Iterator[Path]:
-    """A directory beside the days, on the same file system, for files that are not published yet."""
-    try:
-        data_root.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(data_root, prefix=_STAGING_PREFIX)
-        staging = Path(tempfile.mkdtemp(prefix=_STAGING_PREFIX, dir=data_root))
-    except OSError as error:
-        raise ArtifactError(
-            f"{data_root}: cannot be written ({error.strerror}); choose another place"
-        ) from error
-    try:
-        yield staging
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+def _key(reader: RowReader, encoder: Encoder, days: frozenset[str] | None) -> str:
+    """What stands for all that decides the content of a build's files: settings, schema, encoder, inputs, versions."""
+    plan = reader.plan
+    inputs = [*reader.files, *side_files(plan, plan.settings.joins)]
+    states = [(os.path.abspath(file.path), file.path.stat()) for file in inputs]
+    parts = [
+        [(piece.file.index, piece.first_row, piece.row_groups) for piece in part]
+        for part in reader.parts
+    ]
+    tree = {
+        "settings": plan.settings.model_dump(mode="json"),
+        "data_digest": plan.schema.data_digest,
+        "encoder_digest": encoder.digest,
+        "files": [(path, state.st_size, state.st_mtime_ns) for path, state in states],
+        "parts": parts,
+        "days": None if days is None else sorted(days),
+        "code": _code_digest(),
+        "libraries": [np.__version__, pa.__version__],
+    }
+    return hashlib.sha256(canonical_json(tree)).hexdigest()[:16]
+
+
+def _code_digest() -> str:
+    """SHA-256 over our own sources: an update in between must not mix its parts with those of the code before."""
+    here = Path(__file__).parent
+    files = sorted([*here.rglob("*.py"), *(here.parent / "recsys").glob("*.py")])
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 class _TrainingRows:
@@ -166,15 +201,22 @@ class _TrainingRows:
             raise self._looked_at.located(error) from error
 
     def _batches(self) -> Iterator[pa.Table]:
-        for part in tracked(self.reader.parts, total=len(self.reader.parts), what="fit"):
-            for rows in self.reader.read(part, Tally()):
-                self.seen.update(rows.assigned.names)
-                training = rows.of(self.plan.fits_on)
-                if training.table.num_rows:
-                    self.rows += training.table.num_rows
-                    self._looked_at = training
-                    yield training.table
-                    self._looked_at = None
+        with progress("fit", parts=len(self.reader.parts)) as shown:
+            for part in self.reader.parts:
+                tally = Tally()
+                for rows in self.reader.read(part, tally):
+                    shown.rows_read(tally.read)
+                    yield from self._training(rows)
+                shown.finish_part()
+
+    def _training(self, rows: Rows) -> Iterator[pa.Table]:
+        self.seen.update(rows.assigned.names)
+        training = rows.of(self.plan.fits_on)
+        if training.table.num_rows:
+            self.rows += training.table.num_rows
+            self._looked_at = training
+            yield training.table
+            self._looked_at = None
 
 
 def _require_fitted_names(plan: Plan, seen: Iterable[str]) -> None:
@@ -226,9 +268,18 @@ def _publish(
     }
     with publication(data_root / day, kind="day", metadata=metadata) as draft:
         for number, file in enumerate(files):
-            os.replace(job.staging / file.name, draft.path / f"part-{number:05d}.parquet")
+            _place(job.staging / file.name, draft.path / f"part-{number:05d}.parquet")
     assert draft.published is not None
     return PublishedDay(day, rows, draft.published.version)
+
+
+def _place(staged: Path, published: Path) -> None:
+    """A staged file under its published name too: a build killed in between finds its parts again."""
+    try:
+        os.link(staged, published)
+    except OSError:
+        # No links on this file system: such a build writes the part again.
+        os.replace(staged, published)
 
 
 def _summary(

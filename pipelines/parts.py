@@ -1,10 +1,16 @@
-"""Encode one part of the input and write its rows, day by day, as Parquet files.
+"""Encode one part of the input and write its rows, day by day, as Parquet files into the staging directory.
+
+```
+part-000012.json                  a finished part; there once its files are on disk
+2026-10-03/000012-000000.parquet
+```
 
 This is all the work of a build that grows with the rows. It runs in this process or in a Ray worker; a part's files
 depend on the part alone, so both write the same bytes.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,6 +22,7 @@ import pyarrow.parquet as pq
 
 from pipelines.files import PART_ROWS
 from pipelines.rows import RowReader, Rows, Tally
+from pipelines.staging import put
 from recsys.encode import Encoder
 
 ROW_GROUP_ROWS = 65_536
@@ -29,6 +36,7 @@ class PartFile:
     day: str
     name: str
     rows: int
+    size_bytes: int
 
 
 @dataclass(frozen=True)
@@ -58,17 +66,42 @@ class PartJob:
     staging: Path
     days: frozenset[str] | None = None
 
-    def write(self, number: int) -> PartResult:
-        """Read, encode and write one part. Raises DataError naming file and row of what cannot be encoded."""
+    def finished(self) -> dict[int, PartResult]:
+        """Results of the parts whose files all lie in the staging directory."""
+        results = [
+            PartResult.from_json(json.loads(file.read_bytes()))
+            for file in self.staging.glob("part-*.json")
+        ]
+        return {result.number: result for result in results if self._has_all_of(result)}
+
+    def write(
+        self, number: int, *, on_rows: Callable[[int], object] = lambda rows: None
+    ) -> PartResult:
+        """Read, encode and write one part, and record it as finished. `on_rows` hears how many rows are read so far.
+
+        Raises DataError naming file and row of what cannot be encoded.
+        """
         tally = Tally()
         writer = _DayFiles(self.staging, number)
         other_days = 0
         for rows in self.reader.read(self.reader.parts[number], tally):
+            on_rows(tally.read)
             wanted = rows if self.days is None else rows.of(self.days.__contains__)
             other_days += rows.table.num_rows - wanted.table.num_rows
             if wanted.table.num_rows:
                 self._write(wanted, writer)
-        return PartResult(number, tally, tuple(writer.finish()), other_days)
+        result = PartResult(number, tally, tuple(writer.finish()), other_days)
+        on_rows(tally.read)
+        record = json.dumps(result.to_json())
+        put(self.staging / f"part-{number:06d}.json", lambda file: file.write_text(record))
+        return result
+
+    def _has_all_of(self, result: PartResult) -> bool:
+        sizes = {file.name: file.size_bytes for file in result.files}
+        paths = {name: self.staging / name for name in sizes}
+        return all(
+            path.is_file() and path.stat().st_size == sizes[name] for name, path in paths.items()
+        )
 
     def _write(self, rows: Rows, writer: "_DayFiles") -> None:
         encoded = encode_rows(self.encoder, rows)
@@ -112,10 +145,14 @@ class _DayFiles:
         table = pa.concat_tables(self.waiting.pop(day)).combine_chunks()
         del self.waiting_rows[day]
         name = f"{day}/{self.part:06d}-{len(self.files):06d}.parquet"
-        path = self.staging / name
-        path.parent.mkdir(exist_ok=True)
         # The feed verifies page checksums, so a flipped byte is an error that names the file.
-        pq.write_table(
-            table, path, compression="zstd", row_group_size=ROW_GROUP_ROWS, write_page_checksum=True
+        write = partial(
+            pq.write_table,
+            table,
+            compression="zstd",
+            row_group_size=ROW_GROUP_ROWS,
+            write_page_checksum=True,
         )
-        self.files.append(PartFile(day, name, table.num_rows))
+        path = self.staging / name
+        put(path, write)
+        self.files.append(PartFile(day, name, table.num_rows, path.stat().st_size))

@@ -7,7 +7,7 @@ build. All nodes must see the files and the data directory under the same paths.
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,16 +21,15 @@ from recsys.errors import UserError
 _OBJECT_STORE_BYTES = 512 << 20
 
 
-def write_parts(job: PartJob) -> Iterator[PartResult]:
-    """Results of all parts, as they finish. A user's mistake is raised here as it would be in this process."""
+def write_parts(job: PartJob, numbers: Sequence[int]) -> Iterator[PartResult]:
+    """Results of some parts, as they finish. A user's mistake is raised here as it would be in this process."""
     with _cluster():
         shared = ray.put(job)
 
         def write(batch: dict[str, Any]) -> dict[str, list[str]]:
             return {"result": [attempt(ray.get(shared), int(number)) for number in batch["item"]]}
 
-        numbers = list(range(len(job.reader.parts)))
-        parts = ray.data.from_items(numbers, override_num_blocks=len(numbers))
+        parts = ray.data.from_items(list(numbers), override_num_blocks=len(numbers))
         for row in parts.map_batches(write, batch_size=1).iter_rows():
             yield result_of(json.loads(row["result"]))
 

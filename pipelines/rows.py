@@ -16,6 +16,7 @@ from pipelines.events import EventIndex, gather
 from pipelines.files import RawBatch, Slice, column_names, cut_into_parts, require_columns
 from pipelines.joins import Join, SideTable, count_table, side_table
 from pipelines.plan import Plan
+from pipelines.progress import progress
 from pipelines.rules import Rule, evaluate
 from pipelines.sources import DataFile, find_files
 from pipelines.splits import Assigned, by_column, by_place, by_rules, by_time, whole
@@ -119,8 +120,16 @@ class RowReader:
         """The same reader with all events gathered: one pass over the rows."""
         if not self.plan.events:
             return self
-        batches = (batch for part in self.parts for batch in self._joined(part, Tally()))
-        return replace(self, events=gather(self.plan, (batch.table for batch in batches)))
+        return replace(self, events=gather(self.plan, self._tables()))
+
+    def _tables(self) -> Iterator[pa.Table]:
+        with progress("events", parts=len(self.parts)) as shown:
+            for part in self.parts:
+                tally = Tally()
+                for batch in self._joined(part, tally):
+                    shown.rows_read(tally.read)
+                    yield batch.table
+                shown.finish_part()
 
     def _joined(self, part: Sequence[Slice], tally: Tally) -> Iterator[RawBatch]:
         """Typed batches with side tables' columns and labels."""
@@ -214,8 +223,14 @@ def open_rows(plan: Plan) -> RowReader:
     return RowReader(plan, files, parts, columns, tuple(side_tables))
 
 
+def side_files(plan: Plan, joins: Sequence[Join]) -> tuple[DataFile, ...]:
+    """The files of some side tables. Raises ConfigError or DataError naming what is missing."""
+    where, settings = str(plan.path), plan.settings
+    return find_files(joins, folder=plan.path.parent, shared_csv=settings.csv, where=where)
+
+
 def _load_side_table(plan: Plan, join: Join, given: set[str], *, where: str) -> SideTable:
-    files = find_files([join], folder=plan.path.parent, shared_csv=plan.settings.csv, where=where)
+    files = side_files(plan, [join])
     made = join.columns or ((join.count,) if join.count else ())
     twice = next((name for name in made if name in given), None)
     if twice is not None:

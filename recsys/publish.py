@@ -74,7 +74,7 @@ def publication(
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
-        _fsync(root.parent)
+        fsync(root.parent)
         remove_abandoned(root, prefix=_DRAFT_PREFIX)
         path = root / f"{_DRAFT_PREFIX}{_new_version()}"
         path.mkdir()
@@ -96,9 +96,9 @@ def point(root: Path, version: str, *, pointer: str = CURRENT) -> None:
     """Move `root/<pointer>` to a version in one atomic step."""
     temporary = root / f".{pointer}-{secrets.token_hex(4)}"
     temporary.write_text(version + "\n", encoding="utf-8")
-    _fsync(temporary)
+    fsync(temporary)
     os.replace(temporary, root / pointer)
-    _fsync(root)
+    fsync(root)
 
 
 def resolve(
@@ -193,11 +193,20 @@ def remove_abandoned(root: Path, *, prefix: str) -> None:
             shutil.rmtree(entry, ignore_errors=True)
 
 
+def fsync(path: Path) -> None:
+    """Put one file or folder on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def fsync_tree(directory: Path) -> None:
     """Put every file and folder below a directory, and itself, on disk."""
     for path in directory.rglob("*"):
-        _fsync(path)
-    _fsync(directory)
+        fsync(path)
+    fsync(directory)
 
 
 def file_digest(path: Path) -> str:
@@ -219,7 +228,7 @@ def _commit(draft: Draft, root: Path, kind: str) -> Published:
         if path.is_file():
             name = path.relative_to(draft.path).as_posix()
             files[name] = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
-        _fsync(path)
+        fsync(path)
     manifest = {
         "format_version": FORMAT_VERSION,
         "kind": kind,
@@ -230,12 +239,12 @@ def _commit(draft: Draft, root: Path, kind: str) -> Published:
     digest = hashlib.sha256(canonical_json(manifest)).hexdigest()
     raw = json.dumps({**manifest, "digest": digest}, indent=2, sort_keys=True, allow_nan=False)
     (draft.path / MANIFEST).write_text(raw, encoding="utf-8")
-    _fsync(draft.path / MANIFEST)
-    _fsync(draft.path)
+    fsync(draft.path / MANIFEST)
+    fsync(draft.path)
     final = root / draft.path.name.removeprefix(_DRAFT_PREFIX)
     assert not final.exists(), f"version {final} exists already"
     os.rename(draft.path, final)
-    _fsync(root)
+    fsync(root)
     draft.path = final
     return Published(final, kind, draft.metadata, files, digest)
 
@@ -287,11 +296,3 @@ def _verify_file(
 def _new_version() -> str:
     now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
     return f"{now}-{secrets.token_hex(2)}"
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
