@@ -104,9 +104,13 @@ def _walk(
             stated.append(part)
             names_an_entry = False
             continue
+        chosen = [item for item in sections if _is_kind(item, part)]
+        if chosen and len(sections) > 1:
+            # The tag comes first, even where a section of the union has a field of that name.
+            sections = chosen
+            continue
         fields = [item.model_fields[part] for item in sections if part in item.model_fields]
         following = [found for info in fields for found in _sections_in(info.annotation)]
-        chosen = [item for item in sections if _is_kind(item, part)]
         if fields or not chosen:
             stated.append(part)
         sections = following or chosen or sections

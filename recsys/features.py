@@ -122,9 +122,10 @@ class BucketFeature(OneColumn):
     @model_validator(mode="before")
     @classmethod
     def _count_buckets(cls, tree: Any) -> Any:
-        if not isinstance(tree, Mapping) or not isinstance(tree.get("edges"), tuple):
-            return tree
-        count = len(tree["edges"]) + 1
+        edges = tree.get("edges") if isinstance(tree, Mapping) else None
+        if not edges or not isinstance(edges, tuple):
+            return tree  # where edges are something else, their own field says so
+        count = len(edges) + 1
         if tree.get("buckets", count) != count:
             raise ValueError("edges and buckets are both given; give edges, or buckets to fit them")
         return {**tree, "buckets": count}
