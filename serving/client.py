@@ -11,8 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from recsys.errors import RequestError
-from recsys.raw import number_of, one_array
-from serving.rows import score_table, select
+from serving.rows import json_rows, request_of, score_table
 
 _TIMEOUT_SECONDS = 60.0
 
@@ -66,8 +65,9 @@ def _describe(client: httpx.Client, model: str | None) -> RemoteModel:
 
 def _requests(rows: pa.Table, remote: RemoteModel) -> Iterator[dict[str, Any]]:
     """One request a run of rows with equal user and context values; one without candidates for no rows."""
-    user, context = _records(rows, remote.user), _records(rows, remote.context)
-    candidates = _records(rows, remote.candidates)
+    pin = {"model": {"name": remote.name, "version": remote.version}}
+    user, context = json_rows(rows, remote.user), json_rows(rows, remote.context)
+    candidates = json_rows(rows, remote.candidates)
     start = 0
     for row in range(1, rows.num_rows + 1):
         full = row - start == remote.max_candidates
@@ -77,34 +77,12 @@ def _requests(rows: pa.Table, remote: RemoteModel) -> Iterator[dict[str, Any]]:
             and (user[row], context[row]) == (user[start], context[start])
         ):
             continue
-        yield _request(remote, user[start], context[start], candidates[start:row])
+        yield pin | request_of(
+            user=user[start], context=context[start], candidates=candidates[start:row]
+        )
         start = row
     if rows.num_rows == 0:
-        yield _request(remote, {}, {}, [])
-
-
-def _request(
-    remote: RemoteModel, user: Any, context: Any, candidates: list[dict[str, Any]]
-) -> dict[str, Any]:
-    return {
-        "model": {"name": remote.name, "version": remote.version},
-        "user": {"features": user},
-        "context": {"features": context},
-        "candidates": {
-            # A model without candidate columns learns their number from the ids.
-            "ids": list(range(len(candidates))),
-            "features": {name: [item[name] for item in candidates] for name in remote.candidates},
-        },
-    }
-
-
-def _records(rows: pa.Table, columns: tuple[str, ...]) -> list[dict[str, Any]]:
-    selected = select(rows, columns)
-    for name in columns:
-        if pa.types.is_floating(selected.column(name).type):
-            # JSON has no NaN: it would arrive as null, which means something else.
-            number_of(one_array(selected.column(name)), name, "rows")
-    return selected.to_pylist() if columns else [{}] * rows.num_rows
+        yield pin | request_of(user={}, context={}, candidates=[])
 
 
 def _ask(client: httpx.Client, method: str, path: str, body: Any = None) -> Any:

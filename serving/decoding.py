@@ -39,10 +39,7 @@ _UNKNOWN = re.compile(r"unknown field `(.*)`")
 
 def refusal(error: msgspec.ValidationError, expected: Any) -> RequestError:
     """The parser's sentence in JSON's words, with its path as a JSON pointer; `expected` is the type it read for."""
-    match = _PATH.match(str(error))
-    assert match is not None
-    path = _PART.findall(match["path"] or "")
-    parts: list[str | int] = [name or int(index) for name, index in path if name or index]
+    match, parts = _match(error), place_of(error)
     unknown = _UNKNOWN.search(match["what"])
     if unknown is not None:
         hint = nearest(unknown[1][:_SHOWN], _fields_at(expected, parts))
@@ -58,6 +55,18 @@ def refusal(error: msgspec.ValidationError, expected: Any) -> RequestError:
     return RequestError(
         f"{what}; see /openapi.json for what this model takes", pointer=pointer(*parts)
     )
+
+
+def place_of(error: msgspec.ValidationError) -> list[str | int]:
+    """The names and indices that lead to what is wrong; of a map's value the parser tells the map alone."""
+    path = _PART.findall(_match(error)["path"] or "")
+    return [name or int(index) for name, index in path if name or index]
+
+
+def _match(error: msgspec.ValidationError) -> re.Match[str]:
+    match = _PATH.match(str(error))
+    assert match is not None
+    return match
 
 
 def _fields_at(expected: Any, path: Sequence[str | int]) -> list[str]:
@@ -77,6 +86,12 @@ def _fields(expected: Any) -> tuple[msgspec.structs.FieldInfo, ...]:
 
 def count_keys(value: Any) -> int:
     """Keys present in a decoded request. Unknown ones were refused, so these are all distinct keys of the body."""
+    if isinstance(value, dict):
+        return len(value)
+    if isinstance(value, list):
+        # A column holds maps or none.
+        first = next((item for item in value if item is not None), None)
+        return sum(map(len, filter(None, value))) if isinstance(first, dict) else 0
     if not isinstance(value, msgspec.Struct):
         return 0
     present = [getattr(value, key) for key in value.__struct_fields__]
@@ -97,12 +112,16 @@ def refuse_duplicate_keys(raw: bytes, keys: int) -> None:
         )
 
 
-def _duplicates(raw: bytes) -> Iterator[tuple[list[str], str]]:
-    """Paths and names of repeated keys. Requests nest objects only in objects, a few levels deep."""
+def _duplicates(raw: bytes) -> Iterator[tuple[list[str | int], str]]:
+    """Paths and names of repeated keys. The body was decoded, so it is a few levels deep."""
 
-    def walk(pairs: Any, path: list[str]) -> Iterator[tuple[list[str], str]]:
+    def walk(tree: Any, path: list[str | int]) -> Iterator[tuple[list[str | int], str]]:
+        if not isinstance(tree, _Pairs):
+            for index, value in enumerate(tree if isinstance(tree, list) else ()):
+                yield from walk(value, [*path, index])
+            return
         seen: set[str] = set()
-        for name, value in pairs if isinstance(pairs, _Pairs) else ():
+        for name, value in tree:
             if name in seen:
                 yield path, name
             seen.add(name)

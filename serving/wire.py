@@ -11,25 +11,31 @@ A request carries raw values: the user's and the context's once, the candidates'
 ```
 
 Null is a value: what the encoder takes a missing value for. A feature left out counts as null and is named in the
-answer's `imputed`, or is refused with `on_missing = "fail_request"`.
+answer's `imputed`, or is refused with `on_missing = "fail_request"`. A map is an object, a vector an array of numbers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import msgspec
-import numpy as np
 from msgspec import UNSET, Meta, UnsetType
 
+from recsys.errors import RequestError
 from recsys.layout import entry_names
 from recsys.request_rows import RequestColumns
 from recsys.schema import Schema
-from serving.decoding import count_keys, decode, refusal, refuse_duplicate_keys
+from serving.column_types import ListSizes, column_type, not_finite
+from serving.decoding import (
+    count_keys,
+    decode,
+    place_of,
+    pointer,
+    refusal,
+    refuse_duplicate_keys,
+)
 
-_FLOAT32_MAX = float(np.finfo(np.float32).max)
 Name = Annotated[str, Meta(max_length=128)]
 Id = Annotated[str, Meta(max_length=256)] | Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 
@@ -112,6 +118,10 @@ class Wire:
         return RequestColumns.of(self.schema)
 
     @cached_property
+    def sizes(self) -> ListSizes:
+        return ListSizes.of(self.schema)
+
+    @cached_property
     def entries(self) -> tuple[str, ...]:
         return entry_names(self.schema)
 
@@ -167,6 +177,7 @@ class Wire:
         try:
             return msgspec.convert(tree, self.request_type)
         except msgspec.ValidationError as error:
+            _refuse_not_finite(tree, place_of(error))
             raise refusal(error, self.request_type) from error
 
     @cached_property
@@ -195,11 +206,15 @@ class Wire:
         # Column names need not be identifiers.
         names = {f"c{index}": column for index, column in enumerate(columns)}
         values = [
-            (key, _column_type(self.schema.columns[column], per_row=per_row) | UnsetType, UNSET)
+            (key, self._column_type(column, per_row=per_row) | UnsetType, UNSET)
             for key, column in names.items()
         ]
         features = self._struct(f"{name}Features", values, rename=names)
         return self._struct(name, [*fields, ("features", features | UnsetType, UNSET)])
+
+    def _column_type(self, column: str, *, per_row: bool) -> Any:
+        value: Any = column_type(column, self.schema.columns[column], self.sizes)
+        return list[value | None] if per_row else value | None
 
     def _struct(
         self, name: str, fields: Any, *, rename: Mapping[str, str] | None = None
@@ -228,24 +243,14 @@ def _one_of(names: tuple[str, ...]) -> Any:
     return Literal[names]
 
 
-def _column_type(dtype: str, *, per_row: bool) -> Any:
-    if dtype.startswith("list<"):
-        item = _scalar_type(dtype.removeprefix("list<").removesuffix(">"))
-        value: Any = list[item | None]  # type: ignore[valid-type]
-    else:
-        value = _scalar_type(dtype)
-    return list[value | None] if per_row else value | None
-
-
-def _scalar_type(dtype: str) -> Any:
-    if dtype.startswith("int"):
-        bits = int(dtype.removeprefix("int"))
-        return Annotated[int, Meta(ge=-(2 ** (bits - 1)), le=2 ** (bits - 1) - 1)]
-    scalars: dict[str, Any] = {
-        "bool": bool,
-        "float32": Annotated[float, Meta(ge=-_FLOAT32_MAX, le=_FLOAT32_MAX)],
-        "float64": float,
-        "string": str,
-        "timestamp": Annotated[datetime, Meta(tz=True)],
-    }
-    return scalars[dtype]
+def _refuse_not_finite(tree: Any, place: Sequence[str | int]) -> None:
+    """Name a NaN or infinity by what it is, where the parser only says which bound it breaks."""
+    for part in place:
+        tree = tree[part]
+    values = tree.items() if isinstance(tree, Mapping) else [(None, tree)]
+    for key, value in values:
+        if "features" in place and not_finite(value):
+            raise RequestError(
+                f"{value} is not a finite number; give null for a missing value",
+                pointer=pointer(*place, *(() if key is None else (key,))),
+            )

@@ -1,4 +1,7 @@
-"""Bundles of untrained models for tests, exported once a process: one of every kind of input, one without users."""
+"""Bundles of untrained models for tests, exported once a process.
+
+`feed` has every side and sequence, `people` no user, `kinds` every kind of feature.
+"""
 
 import atexit
 import tempfile
@@ -15,7 +18,7 @@ from recsys.export import write_bundle
 from recsys.fitting import fit
 from recsys.models import ModelConfig, RankingModel, build_model
 from recsys.schema import Schema
-from tests import samples
+from tests import kinds, samples
 
 MODEL = ModelConfig.parse(
     {
@@ -131,6 +134,22 @@ def columnless_user_bundle() -> Path:
     model = trembling(build_model(schema, MODEL, seed=0), seed=1)
     root = _directory() / "people"
     write_bundle(model, fit(schema, [rows]), root, name="people")
+    return root
+
+
+@cache
+def kinds_model() -> RankingModel:
+    return trembling(build_model(kinds.schema(), MODEL, seed=0), seed=2)
+
+
+@cache
+def kinds_bundle() -> Path:
+    """Root of a published bundle named `kinds`."""
+    encoder, rows = kinds.encoder(), kinds.rows(200, seed=2)
+    root, validation = _directory() / "kinds", encoder.encode(rows)
+    write_bundle(
+        kinds_model(), encoder, root, name="kinds", rows=rows.slice(0, 32), validation=validation
+    )
     return root
 
 
