@@ -126,9 +126,13 @@ def _ids_by_slot(packed: Packed, schema: Schema) -> dict[Slot, Ids]:
     start = 0
     for slot, lengths_B in zip(slots(schema), packed.lengths_FB, strict=True):
         stop = start + int(lengths_B.sum(dtype=np.int64))
-        weights_N = None if packed.weights_N is None else packed.weights_N[start:stop]
-        lengths = lengths_B.astype(np.int64)
-        found[slot] = Ids(slot.name, packed.values_N[start:stop], lengths, weights_N)
+        weights_N = packed.weights_N[start:stop] if packed.weights_N is not None else None
+        found[slot] = Ids(
+            slot.name,
+            packed.values_N[start:stop],
+            lengths_B.astype(np.int64),
+            weights_N if slot.weighted else None,
+        )
         start = stop
     return found
 
@@ -136,11 +140,10 @@ def _ids_by_slot(packed: Packed, schema: Schema) -> dict[Slot, Ids]:
 def _dense_columns(packed: Packed, schema: Schema) -> Iterator[tuple[Input, AnyArray]]:
     start = 0
     for item in dense(schema):
-        width = getattr(item, "width", 1)
-        for component in range(min(width, VECTOR_COMPONENTS)):
-            name = item.name if width == 1 else f"{item.name}[{component}]"
+        for component in range(min(item.width, VECTOR_COMPONENTS)):
+            name = item.name if item.width == 1 else f"{item.name}[{component}]"
             yield Input(name), packed.dense_BD[:, start + component]
-        start += width
+        start += item.width
 
 
 def _slot_columns(slot: Slot, found: Ids, schema: Schema) -> Iterator[tuple[Input, AnyArray]]:
@@ -163,15 +166,10 @@ def _slot_columns(slot: Slot, found: Ids, schema: Schema) -> Iterator[tuple[Inpu
 
 def _statistic_ids(slot: Slot, found: Ids, schema: Schema) -> Iterator[Ids]:
     rows = schema.all_tables[slot.table].rows
-    if _is_ordered(slot, schema):
+    enters_as_it_is = rows <= (COUNTED_ROWS if slot.kind == "bag" else CATEGORY_ROWS)
+    if enters_as_it_is or _is_ordered(slot, schema):
         return
-    if slot.kind == "bag" and rows > COUNTED_ROWS:
-        yield found
-    elif slot.kind == "single" and rows > CATEGORY_ROWS:
-        # A single id weighs 1 whatever else is weighted.
-        yield Ids(slot.name, found.ids_N, found.lengths_B)
-    elif slot.kind == "token" and rows > CATEGORY_ROWS:
-        yield _newest(found)
+    yield _newest(found) if slot.kind == "token" else found
 
 
 def _sequence_columns(by_name: dict[str, Ids], schema: Schema) -> Iterator[tuple[Input, AnyArray]]:

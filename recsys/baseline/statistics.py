@@ -16,7 +16,7 @@ from recsys.schema import MISSING_ROW
 
 FOLDS = 5
 # As many rows of the average label are added to every id, so that rare ids stay close to it.
-PRIOR_ROWS = 20.0
+PRIOR_ROWS = 10.0
 COLUMNS = 2
 
 
