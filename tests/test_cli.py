@@ -46,6 +46,7 @@ def run(
 
 def test_the_stages_are_all_there() -> None:
     assert COMMANDS == [
+        "init",
         "simulate",
         "fit",
         "build",
@@ -74,6 +75,7 @@ def test_help_names_every_argument_without_loading_a_stage(
 
 
 MISTAKES = [
+    (["init", "nowhere.csv"], "recsys: nowhere.csv: no such file; check the path"),
     (["fit", "nowhere.toml"], "recsys: nowhere.toml: no such file; check the path"),
     (
         ["build", "pipeline.toml"],

@@ -7,6 +7,9 @@ mistake is one sentence on standard error and exit code 2; results go to standar
 import logging
 import os
 import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
 
 import typer
 
@@ -23,8 +26,28 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+
+def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, which Ctrl-C ends with exit code 130 and a sentence: what is kept and how to go on."""
+
+    @wraps(command)
+    def run(*arguments: Any, **named: Any) -> None:
+        try:
+            command(*arguments, **named)
+        except KeyboardInterrupt as stop:
+            _fail(f"recsys: interrupted; {stop}" if str(stop) else "recsys: interrupted", code=130)
+
+    return run
+
+
+def _fail(message: str, *, code: int) -> None:
+    typer.echo(message, err=True)
+    raise SystemExit(code) from None
+
+
 # In the order in which help lists them.
 for command in (
+    data.init,
     data.simulate,
     data.fit,
     data.build,
@@ -39,7 +62,7 @@ for command in (
     service.score,
     model.architectures,
 ):
-    app.command()(command)
+    app.command()(_interruptible(command))
 
 
 def main() -> None:
@@ -67,8 +90,3 @@ def main() -> None:
         _fail(
             f"recsys: unexpected {type(error).__name__}: {error} (--traceback shows where)", code=1
         )
-
-
-def _fail(message: str, *, code: int) -> None:
-    typer.echo(message, err=True)
-    raise SystemExit(code) from None

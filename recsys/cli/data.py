@@ -1,11 +1,12 @@
 """Commands about data: simulated or raw rows to encoded days."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from recsys.cli.show import AsJson, Pipeline, show
+from recsys.cli.show import AsJson, Pipeline, choice, show
 
 
 def simulate(
@@ -27,6 +28,54 @@ def simulate(
     named: dict[str, Any] = {"rows": rows, "users": users, "items": items, "days": days}
     log = run(out, seed=seed, **{name: size for name, size in named.items() if size is not None})
     show(log.to_json(), log.render(), as_json)
+
+
+def init(
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE...",
+            help="Parquet, CSV or JSON lines, or folders of them.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Where the three TOML files go.")] = Path(),
+    labels: Annotated[
+        list[str] | None,
+        typer.Option("--label", help="A column to predict; may be repeated.", show_default=False),
+    ] = None,
+    user: Annotated[
+        str | None, typer.Option(help="The column of users.", show_default=False)
+    ] = None,
+    item: Annotated[
+        str | None, typer.Option(help="The column of items.", show_default=False)
+    ] = None,
+    time: Annotated[
+        str | None, typer.Option(help="The column of times.", show_default=False)
+    ] = None,
+    may_ask: Annotated[
+        bool,
+        typer.Option(
+            "--input/--no-input", help="Whether to ask on a terminal what cannot be told."
+        ),
+    ] = True,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace TOML files that are there.")
+    ] = False,
+) -> None:
+    """Write commented schema.toml, pipeline.toml and experiment.toml for your own files."""
+    from pipelines.init import propose
+
+    ask = choice if may_ask and sys.stdin.isatty() and sys.stdout.isatty() else None
+    proposal = propose(files, labels=labels or (), user=user, item=item, time=time, ask=ask)
+    proposal.write(out, force=force)
+    pipeline, experiment = out / "pipeline.toml", out / "experiment.toml"
+    typer.echo(proposal.render())
+    typer.echo(
+        f"\nwritten: {out / 'schema.toml'}, {pipeline}, {experiment}; read and change them, then\n"
+        f"  recsys fit {pipeline} && recsys build {pipeline}\n"
+        f"  recsys train {experiment} {out / 'run'} && recsys evaluate {out / 'run'}"
+    )
 
 
 def check(

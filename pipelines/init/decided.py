@@ -1,0 +1,192 @@
+"""Everything that was decided about some files, before it is written as TOML."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from pipelines.init import names
+from pipelines.init.columns import Column
+from pipelines.init.features import Inputs, choose_inputs
+from pipelines.init.labels import Ask, Chosen, Label, choose_labels
+from pipelines.init.leakage import leak
+from pipelines.init.roles import Roles, find_roles
+from pipelines.init.splits import SplitChoice, choose_split
+from pipelines.init.tables import Tables
+from pipelines.init.training import TrainingChoice, choose_training
+from recsys.errors import DataError
+
+_FEWEST_ROWS = 100
+_HISTORY_ROWS_A_USER = 3
+_HISTORY_RATE = 0.95
+_DAY_MICROSECONDS = 86_400 * 1_000_000
+
+
+@dataclass(frozen=True)
+class HistoryChoice:
+    """The user's earlier items with a positive label: a sequence whose columns the pipeline makes."""
+
+    name: str
+    label: Label
+    item: Column
+    item_feature: str
+    item_table: str
+    max_length: int
+
+    @property
+    def item_column(self) -> str:
+        return f"{self.name}_item"
+
+    @property
+    def time_column(self) -> str:
+        return f"{self.name}_age"
+
+    @property
+    def item_dtype(self) -> str:
+        return "list<string>" if self.item.dtype == "string" else "list<int64>"
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What the three files will say. `reasons` are the decisions that a user may want otherwise, one line each."""
+
+    tables: Tables
+    roles: Roles
+    labels: tuple[Label, ...]
+    inputs: Inputs
+    history: HistoryChoice | None
+    split: SplitChoice
+    training: TrainingChoice
+    time_parts: Mapping[str, str]
+    filters: tuple[tuple[Mapping[str, object], str], ...]
+    reasons: tuple[str, ...]
+
+    @property
+    def rows(self) -> int:
+        return self.tables.rows.rows
+
+
+def decide(
+    tables: Tables,
+    *,
+    labels: Sequence[str],
+    user: str | None,
+    item: str | None,
+    time: str | None,
+    ask: Ask | None,
+) -> Decided:
+    """The decisions about some tables. Raises ConfigError and DataError where none can be made."""
+    rows = tables.rows.rows
+    if rows < _FEWEST_ROWS:
+        raise DataError(
+            f"{tables.rows.files[0].path}: {rows} rows are too few to train a model and to judge it; "
+            f"give at least {_FEWEST_ROWS}, better thousands"
+        )
+    columns = tables.columns
+    has_names = tables.rows.files[0].has_names
+    roles = find_roles(columns, user=user, item=item, time=time, has_names=has_names)
+    chosen = choose_labels(columns, roles, named=labels, ask=ask)
+    roles, dropped = _without_leaks(roles, chosen.labels)
+    inputs = choose_inputs(columns, roles, chosen.labels, passed_over=chosen.left_out)
+    split = choose_split(
+        roles,
+        [found.path for found in tables.rows.files],
+        user_is_input=roles.user is not None and roles.user.name in inputs.columns,
+        rows=rows,
+    )
+    history = _history(roles, chosen.labels, inputs)
+    time_parts = {
+        names.clean(f"time_{part}", {*inputs.features, *inputs.tables}): part
+        for part in _time_parts(roles.time)
+    }
+    if not inputs.features and history is None and not time_parts:
+        raise DataError(
+            f"{tables.rows.files[0].path}: no column is left as an input; "
+            f"{_first_reasons(inputs)}; give a file with more columns, or name other roles with --user, --item, --label"
+        )
+    return Decided(
+        tables,
+        roles,
+        chosen.labels,
+        inputs,
+        history,
+        split,
+        choose_training(round(0.8 * rows), tasks=len(chosen.labels)),
+        time_parts,
+        tuple(_filters(roles, chosen, split)),
+        (*_key_reasons(roles), *dropped, *chosen.decisions),
+    )
+
+
+def _without_leaks(roles: Roles, labels: Sequence[Label]) -> tuple[Roles, list[str]]:
+    """Roles without a time that tells the label, and why: histories and splits by such a time would tell it too."""
+    time = roles.time
+    reason = leak(time, labels) if time is not None and time.null_share > 0 else None
+    if time is None or reason is None:
+        return roles, []
+    return replace(roles, time=None), [f"time: {time.name} is not used, because {reason}"]
+
+
+def _first_reasons(inputs: Inputs) -> str:
+    return (
+        "; ".join(f"{name}: {reason}" for name, reason in list(inputs.left_out.items())[:3])
+        or "there are too few"
+    )
+
+
+def _key_reasons(roles: Roles) -> list[str]:
+    said: list[str] = []
+    for role in ("user", "item", "time"):
+        column = getattr(roles, role)
+        said.append(
+            f"{role}: {column.name if column else 'none found'}; --{role} COLUMN says otherwise"
+        )
+    return said
+
+
+def _history(roles: Roles, labels: Sequence[Label], inputs: Inputs) -> HistoryChoice | None:
+    user, item, time = roles.user, roles.item, roles.time
+    if user is None or item is None or time is None or item.name not in inputs.features:
+        return None
+    if user.rows / max(user.estimated_distinct, 1) < _HISTORY_ROWS_A_USER:
+        return None
+    usual = [label for label in labels if label.rate <= _HISTORY_RATE]
+    if not usual:
+        return None
+    label = max(usual, key=lambda one: one.positives)
+    feature = inputs.features[item.name]
+    name = names.clean(f"past_{label.task}"[:48], {*inputs.features, *inputs.columns})
+    return HistoryChoice(name, label, item, item.name, str(feature["table"]), 20)
+
+
+def _time_parts(time: Column | None) -> list[str]:
+    """Parts of the date that the data can teach: it has to come round at least a few times."""
+    if time is None:
+        return []
+    times = time.numbers()
+    times = times[~np.isnan(times)]
+    days = (times.max() - times.min()) / _DAY_MICROSECONDS
+    within_days = bool((times % _DAY_MICROSECONDS != 0).any())
+    parts = ["hour"] if days >= 3 and within_days else []
+    return [*parts, "weekday"] if days >= 14 else parts
+
+
+def _filters(
+    roles: Roles, chosen: Chosen, split: SplitChoice
+) -> list[tuple[Mapping[str, object], str]]:
+    found: list[tuple[Mapping[str, object], str]] = [
+        (rule, "rows of other splits are left out") for rule in split.filters
+    ]
+    time = roles.time
+    # The sample may miss the few nulls there are, and one would stop the build.
+    if split.needs_time and time is not None and (time.null_share > 0 or not time.is_whole):
+        rule = {"column": time.name, "not_null": True}
+        found.append((rule, "a row without a time belongs to no split"))
+    unknown = [np.isnan(label.happened_B) for label in chosen.labels]
+    nowhere = np.logical_and.reduce(unknown)
+    for label, unknown_B in zip(chosen.labels, unknown, strict=True):
+        if nowhere.any() and (unknown_B == nowhere).all():
+            rule = {"column": label.column.name, "not_null": True}
+            found.append((rule, f"{nowhere.mean():.0%} of the rows have no label"))
+            break
+    return found
