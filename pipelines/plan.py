@@ -14,13 +14,13 @@ from typing import Any, Self
 import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
 
-from pipelines.convert import Unit
 from pipelines.history import Attribution, Counter, Events, EventSection, History, Label, events_of
 from pipelines.history import problems as event_problems
 from pipelines.joins import Join
 from pipelines.rules import Rule, check_rule
 from pipelines.sources import Csv, Source
 from pipelines.splits import HELD_OUT, Split, check_name, check_shares
+from pipelines.times import TimeForm
 from recsys.config import Config, read_toml
 from recsys.errors import ConfigError, nearest
 from recsys.publish import canonical_json
@@ -62,7 +62,7 @@ class Pipeline(Config):
     source: Source | None = None
     sources: tuple[Source, ...] = ()
     csv: Csv = Csv()
-    timestamps: dict[str, Unit] = {}
+    timestamps: dict[str, TimeForm] = {}
     joins: tuple[Join, ...] = ()
     labels: dict[str, Label] = {}
     filters: tuple[Rule, ...] = ()

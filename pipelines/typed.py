@@ -5,15 +5,16 @@ from functools import partial
 
 import pyarrow as pa
 
-from pipelines.convert import Unit, convert, first_failure, parse, plain
+from pipelines.convert import convert, first_failure, parse, plain
 from pipelines.files import RawBatch, Slice, read
+from pipelines.times import TimeForm, advice
 from recsys.errors import DataError
 from recsys.raw import one_array
 from recsys.schema import ARROW_TYPES, Schema
 
 
 def read_typed(
-    piece: Slice, columns: Sequence[str], *, schema: Schema, timestamps: Mapping[str, Unit]
+    piece: Slice, columns: Sequence[str], *, schema: Schema, timestamps: Mapping[str, TimeForm]
 ) -> Iterator[RawBatch]:
     """Batches of a slice whose declared columns have the schema's dtypes; others keep the file's family of types.
 
@@ -27,7 +28,7 @@ def read_typed(
         yield RawBatch(batch.file, batch.first_row, pa.table(arrays, names=list(columns)))
 
 
-def _typed(batch: RawBatch, name: str, schema: Schema, unit: Unit | None) -> pa.Array:
+def _typed(batch: RawBatch, name: str, schema: Schema, unit: TimeForm | None) -> pa.Array:
     values = one_array(batch.table.column(name))
     dtype = schema.columns.get(name)
     if dtype is None:
@@ -35,7 +36,13 @@ def _typed(batch: RawBatch, name: str, schema: Schema, unit: Unit | None) -> pa.
     if batch.file.csv is None:
         change = partial(convert, dtype=dtype, unit=unit)
     else:
-        change = partial(parse, dtype=dtype, unit=unit, separator=batch.file.csv.list_separator)
+        change = partial(
+            parse,
+            dtype=dtype,
+            unit=unit,
+            separator=batch.file.csv.list_separator,
+            map_separator=batch.file.csv.map_separator,
+        )
 
     def fails(length: int) -> bool:
         try:
@@ -51,11 +58,20 @@ def _typed(batch: RawBatch, name: str, schema: Schema, unit: Unit | None) -> pa.
     except pa.ArrowInvalid as error:
         row = first_failure(len(values), fails)
         where = f"{batch.file.path}, row {batch.first_row + row + 1}, column {name!r}"
-        hint = "name it in csv.nulls, " if batch.file.csv else ""
+        value = values[row].as_py()
         raise DataError(
-            f"{where}: found {_shown(values[row].as_py())}, which is no {dtype}; "
-            f"correct the file, {hint}or change [columns]"
+            f"{where}: found {_shown(value)}, {_advice(batch, name, dtype, value, unit, row=row)}"
         ) from error
+
+
+def _advice(
+    batch: RawBatch, name: str, dtype: str, value: object, unit: TimeForm | None, *, row: int
+) -> str:
+    if dtype == "timestamp" and isinstance(value, str | int | float):
+        is_first = batch.first_row == 0 and not batch.table.column(name)[:row].drop_null()
+        return advice(value, unit, column=name, is_first=is_first)
+    hint = "name it in csv.nulls, " if batch.file.csv else ""
+    return f"which is no {dtype}; correct the file, {hint}or change [columns]"
 
 
 def _shown(value: object) -> str:

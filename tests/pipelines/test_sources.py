@@ -174,7 +174,7 @@ def declared(column: str) -> pa.DataType:
         (
             "shown_at",
             pa.array([1.5, 2.5]),
-            "column 'shown_at' is double in the file, the schema says timestamp",
+            "column 'shown_at' holds numbers, the schema says timestamp; say their unit",
         ),
     ],
 )
