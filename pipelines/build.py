@@ -6,6 +6,7 @@ Memory holds a part's rows, the side tables and the events of histories, however
 import hashlib
 import logging
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -109,7 +110,15 @@ def build(
     wanted = None if days is None else frozenset(days)
     with staging(data_root, _key(reader, fitted, wanted)) as place:
         job = PartJob(reader, fitted, place, wanted)
-        results = _write_parts(job, _in_ray if ray else _here)
+        try:
+            results = _write_parts(job, _in_ray if ray else _here)
+        except KeyboardInterrupt as stop:
+            command = ["recsys", "build", pipeline, data_root, "--encoder", encoder]
+            command += ["--ray"] if ray else []
+            raise KeyboardInterrupt(
+                f"{len(job.finished())} of {len(reader.parts)} parts are kept; go on with: "
+                f"{shlex.join(map(str, command))}"
+            ) from stop
         files = _by_day(results)
         _require_days(files, days, plan)
         published = tuple(
@@ -127,15 +136,10 @@ def _write_parts(
     if results:
         logger.info("build.resumed parts=%d/%d", len(results), parts)
     missing = [number for number in range(parts) if number not in results]
-    try:
-        with progress("build", parts=parts, done=len(results)) as shown:
-            for result in write(job, missing, shown) if missing else ():
-                results[result.number] = result
-                shown.finish_part()
-    except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt(
-            f"{len(job.finished())} of {parts} parts are kept; the same command goes on from there"
-        ) from stop
+    with progress("build", parts=parts, done=len(results)) as shown:
+        for result in write(job, missing, shown) if missing else ():
+            results[result.number] = result
+            shown.finish_part()
     return [results[number] for number in range(parts)]
 
 

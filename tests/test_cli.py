@@ -119,6 +119,33 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
     assert ended.out == ""
 
 
+def test_an_interrupted_training_says_what_is_kept_and_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[..., Ended]
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("recsys.training.trainer.train", stop)
+    (tmp_path / "e.toml").write_text('[data]\ntrain = ["a"]\nvalidation = ["b"]\n')
+    command = ("train", "e.toml", "my run", "--set", "train.seed=3")
+    nothing = run(*command)
+    (tmp_path / "my run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "my run" / "experiment.json").touch()
+    started = run(*command)
+    (tmp_path / "my run" / "checkpoints" / "CURRENT").touch()
+    reached = run(*command)
+
+    assert [ended.code for ended in (nothing, started, reached)] == [130] * 3
+    again = "recsys train e.toml 'my run' --set train.seed=3"
+    assert (
+        nothing.err == f"recsys: interrupted; nothing was written yet; start again with: {again}\n"
+    )
+    assert "my run holds no checkpoint of it yet; go on with" in started.err
+    assert reached.err == (
+        f"recsys: interrupted; my run holds its newest checkpoint; go on with: {again} --resume\n"
+    )
+
+
 def test_a_traceback_only_when_asked_for(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "from recsys.cli import main; main()", "check", "nowhere.toml"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}

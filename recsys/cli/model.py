@@ -1,5 +1,6 @@
 """Commands about models: train, measure, compare with another or with boosted trees, export."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -31,8 +32,23 @@ def train(
     from recsys.training.trainer import train as run
 
     tree = load_experiment(experiment, overrides=tuple(overrides or ()))
-    result = run(tree, run_directory or experiment.parent / "run", resume=resume)
+    root = run_directory or experiment.parent / "run"
+    try:
+        result = run(tree, root, resume=resume)
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(_kept(experiment, root, overrides or [])) from stop
     show(result.to_json(), result.render(), as_json)
+
+
+def _kept(experiment: Path, root: Path, overrides: list[str]) -> str:
+    """What an interrupted training leaves, and how to go on with it."""
+    command = ["recsys", "train", str(experiment), str(root)]
+    command += [part for override in overrides for part in ("--set", override)]
+    if not (root / "experiment.json").is_file():
+        return f"nothing was written yet; start again with: {shlex.join(command)}"
+    reached = (root / "checkpoints" / "CURRENT").is_file()
+    kept = "its newest checkpoint" if reached else "no checkpoint of it yet"
+    return f"{root} holds {kept}; go on with: {shlex.join([*command, '--resume'])}"
 
 
 def evaluate(

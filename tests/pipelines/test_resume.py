@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -24,15 +25,15 @@ from tests.pipelines.test_history import HISTORY, SEQUENCE_SCHEMA
 
 ROOT = Path(__file__).parents[2]
 PARTS = 5
-# Builds, and is killed as by kill -9 when a function is called for the n-th time.
-KILLED = """
-import os, signal, sys
+# Runs the command line and gets a signal when a function is called for the n-th time.
+SIGNALLED = """
+import os, sys
 from functools import partial
 from importlib import import_module
-from pathlib import Path
-from pipelines import build, files, rows
+from pipelines import files, rows
+from recsys.cli import main
 
-folder, owner, name, calls, ray = sys.argv[1:]
+number, owner, name, calls, *command = sys.argv[1:]
 rows.cut_into_parts = partial(files.cut_into_parts, part_rows=300)
 module, _, inner = owner.partition(":")
 target = getattr(import_module(module), inner) if inner else import_module(module)
@@ -42,12 +43,12 @@ def counted(*arguments, **named):
     global left
     left -= 1
     if not left:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), int(number))
     return original(*arguments, **named)
 
 setattr(target, name, counted)
-folder = Path(folder)
-build.build(folder / "pipeline.toml", folder / "data", encoder=folder / "encoder", ray=ray == "ray")
+sys.argv = ["recsys", *command]
+main()
 """
 
 
@@ -71,16 +72,24 @@ def digests(root: Path) -> dict[str, Mapping[str, Any]]:
     return {day: resolve(root / day, kind="day", verify="digests").files for day in days}
 
 
-def killed(small: SmallPipeline, owner: str, name: str, calls: int, how: str = "here") -> None:
-    arguments = [str(small.folder), owner, name, str(calls), how]
-    run = subprocess.run(
-        [sys.executable, "-c", KILLED, *arguments],
+def signalled(
+    small: SmallPipeline, number: int, owner: str, name: str, calls: int, *options: str
+) -> subprocess.CompletedProcess[str]:
+    folder = small.folder
+    command = ["build", str(small.path), str(folder / "data"), "--encoder", str(folder / "encoder")]
+    return subprocess.run(
+        [sys.executable, "-c", SIGNALLED, str(number), owner, name, str(calls), *command, *options],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
+        text=True,
         check=False,
     )
-    assert run.returncode == -9, run.stderr.decode()
+
+
+def killed(small: SmallPipeline, owner: str, name: str, calls: int, *options: str) -> None:
+    run = signalled(small, signal.SIGKILL, owner, name, calls, *options)
+    assert run.returncode == -signal.SIGKILL, run.stderr
 
 
 def staged(small: SmallPipeline) -> list[Path]:
@@ -131,15 +140,15 @@ def test_a_killed_ray_build_goes_on_with_and_without_ray(
 ) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     built(small, "undisturbed")
-    killed(small, "pipelines.progress:Progress", "finish_part", 5 + 2, "ray")
+    killed(small, "pipelines.progress:Progress", "finish_part", 5 + 2, "--ray")
     with caplog.at_level(logging.INFO):
         built(small, ray=ray)
     assert resumed(caplog) is not None
     assert digests(small.folder / "data") == digests(small.folder / "undisturbed")
 
 
-def interrupted(small: SmallPipeline, monkeypatch: pytest.MonkeyPatch, *, after_files: int) -> str:
-    """Stop a build as Ctrl-C does, when it has put so many files in place; returns what is said."""
+def interrupted(small: SmallPipeline, monkeypatch: pytest.MonkeyPatch, *, after_files: int) -> None:
+    """Stop a build as Ctrl-C does, when it has put so many files in place."""
     left = after_files
 
     def stopping(*arguments: Any) -> None:
@@ -151,14 +160,23 @@ def interrupted(small: SmallPipeline, monkeypatch: pytest.MonkeyPatch, *, after_
 
     with monkeypatch.context() as patched:
         patched.setattr(parts, "put", stopping)
-        with pytest.raises(KeyboardInterrupt) as stop:
+        with pytest.raises(KeyboardInterrupt):
             built(small)
-    return str(stop.value)
 
 
-def test_ctrl_c_says_what_is_kept(small: SmallPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = interrupted(small, monkeypatch, after_files=8)
-    assert said == "2 of 5 parts are kept; the same command goes on from there"
+def test_ctrl_c_says_what_is_kept_and_how_to_go_on(
+    small: SmallPipeline, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = signalled(small, signal.SIGINT, "pipelines.parts", "put", 9)
+    folder = small.folder
+    assert run.returncode == 130
+    assert run.stderr.splitlines()[-1] == (
+        f"recsys: interrupted; 2 of 5 parts are kept; go on with: recsys build {folder / 'pipeline.toml'} "
+        f"{folder / 'data'} --encoder {folder / 'encoder'}"
+    )
+    with caplog.at_level(logging.INFO):
+        built(small)
+    assert resumed(caplog) == "2/5"
 
 
 @pytest.mark.parametrize("change", ["file", "rules", "encoder", "days"])
