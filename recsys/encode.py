@@ -192,7 +192,8 @@ class Encoder:
         self, name: str, item: NumberFeature, number_B: NDArray[np.float64]
     ) -> NDArray[np.float64]:
         moments = self.moments.get(name, Moments(0.0, 1.0))
-        dense_B = (transformed(item, number_B) - moments.mean) / moments.std
+        with np.errstate(over="ignore"):  # what overflows is clipped, or refused as a float32
+            dense_B = (transformed(item, number_B) - moments.mean) / moments.std
         if item.clip is not None:
             dense_B = np.clip(dense_B, -item.clip, item.clip)
         return np.where(np.isnan(dense_B), 0.0, dense_B)

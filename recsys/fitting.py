@@ -72,7 +72,7 @@ def fit(schema: Schema, batches: Iterable[pa.Table], *, previous: Encoder | None
     if previous is None:
         return Encoder(
             schema,
-            {name: item.result() for name, item in moments.items()},
+            {name: item.result(name) for name, item in moments.items()},
             _declared_edges(schema) | {name: item.edges() for name, item in samples.items()},
             {name: Vocabulary(counter.values(None)) for name, counter in counters.items()},
         )
@@ -196,16 +196,21 @@ class _Moments:
     def add(self, number_B: NDArray[np.float64]) -> None:
         if not len(number_B):
             return
-        mean = float(number_B.mean())
-        squares = float(np.square(number_B - mean).sum())
+        with np.errstate(over="ignore", invalid="ignore"):  # `result` refuses what overflows
+            mean = float(number_B.mean())
+            squares = float(np.square(number_B - mean).sum())
         total = self.count + len(number_B)
         gap = mean - self.mean
         self.squares += squares + gap * gap * self.count * len(number_B) / total
         self.mean += gap * len(number_B) / total
         self.count = total
 
-    def result(self) -> Moments:
-        """Mean and deviation; a constant column keeps deviation 1, so that it encodes to 0."""
+    def result(self, feature: str) -> Moments:
+        """Mean and deviation; a constant column keeps deviation 1, so that it encodes to 0. Raises DataError."""
+        if not np.isfinite(self.squares):
+            raise DataError(
+                f"feature {feature!r}: its numbers are too large for a mean and a deviation; filter or scale them"
+            )
         std = float(np.sqrt(self.squares / self.count)) if self.count else 0.0
         return Moments(self.mean, std if std > 1e-12 * max(1.0, abs(self.mean)) else 1.0)
 

@@ -357,6 +357,14 @@ def test_an_expression_too_large_for_a_float32_is_refused_with_its_row() -> None
     assert _dense(encoder, [710, 1]) == pytest.approx([0.0, math.e])
 
 
+def test_numbers_too_large_to_normalise_are_refused_when_fitting() -> None:
+    change = tree()
+    change["features"]["rate"]["expression"] = "exp(clicks)"
+
+    with pytest.raises(DataError, match="feature 'rate': its numbers are too large for a mean"):
+        fit(parse(change), [_with("clicks", [700, 3])])
+
+
 def _dense(encoder: Encoder, clicks: list[int]) -> list[float]:
     values: list[float] = encoder.encode_inputs(_with("clicks", clicks))["dense:rate"].to_pylist()
     return values
