@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from recsys.errors import DataError
 from recsys.hashing import combined, hash_ids
-from recsys.raw import column_of, flat_list, number_of
+from recsys.raw import column_of, flat_list, number_of, one_array
 from recsys.schema import (
     BagFeature,
     BucketFeature,
@@ -45,6 +45,15 @@ class Source:
     def column(self, name: str) -> pa.Array:
         """A column of its declared type. Raises DataError when it is absent or of another type."""
         return column_of(self.raw, name, self.schema, self.where)
+
+    def repeated(self, name: str) -> tuple[pa.Array, NDArray[np.int64] | None]:
+        """The values of a dictionary array and which of them each row has; of another column None, one a row."""
+        index = self.raw.schema.get_field_index(name)
+        if index < 0 or not pa.types.is_dictionary(self.raw.schema.field(index).type):
+            return self.column(name), None
+        coded = one_array(self.raw.column(index))
+        values = column_of(pa.table({name: coded.dictionary}), name, self.schema, self.where)
+        return values, coded.indices.to_numpy().astype(np.int64)
 
     def number(self, name: str) -> NDArray[np.float64]:
         """A column as float64, NaN for null. Raises DataError for a NaN or infinity that is not null."""
@@ -148,22 +157,49 @@ def number(item: NumberFeature | BucketFeature, source: Source) -> NDArray[np.fl
 
 
 def _looked_up(item: LookupFeature, source: Source) -> NDArray[np.float64]:
-    maps, key_B = source.column(item.column), source.column(item.key)
+    maps, map_of_B = source.repeated(item.column)
+    key_B = source.column(item.key)
     if pa.types.is_boolean(key_B.type) or pa.types.is_integer(key_B.type):
         key_B = key_B.cast(pa.int64())
     # A map is a list of pairs, whose keys and items ignore a slice of it.
     offsets = maps.offsets.to_numpy()
     begin, count = int(offsets[0]), int(offsets[-1] - offsets[0])
     keys_N, items_N = maps.keys.slice(begin, count), maps.items.slice(begin, count)
-    row_N = np.repeat(np.arange(len(maps)), np.diff(offsets))
-    same_N = pc.equal(keys_N, key_B.take(pa.array(row_N))).fill_null(False)
+    map_N = np.repeat(np.arange(len(maps)), np.diff(offsets))
+    if map_of_B is None:
+        entry_B, held_B = _entries(map_N, keys_N, key_B), _valid(maps)
+    else:
+        entry_B = _shared_entries(map_N, keys_N, map_of_B, key_B)
+        held_B = _valid(maps)[map_of_B]
     # A null map may still own hidden pairs.
-    match_N = np.flatnonzero(same_N.to_numpy(zero_copy_only=False) & _valid(maps)[row_N])
-    # Of repeated keys the last one counts: the assignment below ends with it.
-    entry_B = np.full(len(maps), -1, np.int64)
-    entry_B[row_N[match_N]] = match_N
-    found_B = items_N.take(pa.array(entry_B, mask=entry_B < 0))
+    found_B = items_N.take(pa.array(entry_B, mask=(entry_B < 0) | ~held_B))
     return number_of(found_B, item.column, source.where)
+
+
+def _entries(map_N: NDArray[np.int64], keys_N: pa.Array, key_B: pa.Array) -> NDArray[np.int64]:
+    """The pair of each row's key in the row's own map, -1 for none: all pairs are compared once."""
+    same_N = pc.equal(keys_N, key_B.take(pa.array(map_N))).fill_null(False)
+    match_N = np.flatnonzero(same_N.to_numpy(zero_copy_only=False))
+    entry_B = np.full(len(key_B), -1, np.int64)
+    # Of repeated keys the last one counts: the assignment ends with it.
+    entry_B[map_N[match_N]] = match_N
+    return entry_B
+
+
+def _shared_entries(
+    map_N: NDArray[np.int64], keys_N: pa.Array, map_of_B: NDArray[np.int64], key_B: pa.Array
+) -> NDArray[np.int64]:
+    """The pair of each row's key in the map that the row names, -1 for none: no map is gone through once a row."""
+    coded = pc.dictionary_encode(pa.concat_arrays([keys_N, key_B]))
+    code = coded.indices.fill_null(0).to_numpy()
+    # One number names a map and a key in it.
+    width = max(len(coded.dictionary), 1)
+    pair_N = map_N * width + code[: len(keys_N)]
+    pair_B = pa.array(map_of_B * width + code[len(keys_N) :], mask=~_valid(key_B))
+    # The first of equals is found, and of repeated keys the last one counts.
+    backwards_B = pc.index_in(pair_B, pa.array(pair_N[::-1]))
+    entry_B: NDArray[np.int64] = len(keys_N) - 1 - backwards_B.fill_null(len(keys_N)).to_numpy()
+    return entry_B
 
 
 def _overlap(item: OverlapFeature, source: Source) -> NDArray[np.float64]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from recsys.encode import Encoder
 from recsys.layout import BlockSide, column_sides
+from recsys.raw import one_array
 from recsys.schema import ARROW_TYPES, OneColumn, Schema
 
 _FIXED = "fixed:"
@@ -60,10 +61,19 @@ class RequestColumns:
         if not self.shared:
             return candidates
         columns = dict(zip(candidates.column_names, candidates.columns, strict=True))
-        # A column that the rows lack is the encoder's to report.
-        shared = user.select([name for name in self.shared if name in user.column_names])
-        taken = shared.take(pa.array(user_of_row_N))
-        return pa.table(columns | dict(zip(taken.column_names, taken.columns, strict=True)))
+        index = pa.array(user_of_row_N)
+        for name in self.shared:
+            # A column that the rows lack is the encoder's to report.
+            if name in user.column_names:
+                columns[name] = _taken(user.column(name), index)
+        return pa.table(columns)
+
+
+def _taken(column: pa.ChunkedArray, index: pa.Array) -> pa.Array:
+    """The values at an index. Maps that it repeats are not copied: a lookup takes one number of many from each."""
+    if pa.types.is_map(column.type) and len(column) < len(index):
+        return pa.DictionaryArray.from_arrays(index, one_array(column))
+    return one_array(column).take(index)
 
 
 @dataclass(frozen=True)
