@@ -12,6 +12,7 @@ import pytest
 from recsys.baseline.baseline import Baseline, baseline
 from recsys.baseline.inputs import read_tree_rows, tree_rows
 from recsys.baseline.statistics import FOLDS, PRIOR_ROWS, label_statistics
+from recsys.baseline.trees import Examples, boost
 from recsys.days import open_days, read_rows
 from recsys.errors import ArtifactError, ConfigError, DataError
 from recsys.evaluation.evaluate import evaluate
@@ -70,7 +71,7 @@ def test_a_planted_signal_is_learned(trees: Baseline) -> None:
     click = trees.report.binary("click")
     assert click.auc is not None
     assert click.reference is not None
-    assert click.auc > 0.5 + 0.8 * (click.reference.auc - 0.5)
+    assert click.auc > 0.5 + 0.7 * (click.reference.auc - 0.5)
     watch = trees.report.entries[-1]
     assert isinstance(watch, RegressionMetrics)
     assert watch.r2 is not None
@@ -92,18 +93,27 @@ def test_nothing_is_learned_from_labels_drawn_at_random(tmp_path: Path) -> None:
     assert abs(click.auc - 0.5) < 4 * click.auc_standard_error
 
 
-def test_the_same_seed_gives_the_same_predictions_whatever_the_threads(
-    data: SmallData, trees: Baseline
-) -> None:
-    same = baseline(experiment(data, "train.threads=2"), data.root / "again")
-    other = baseline(experiment(data, "train.seed=1"), data.root / "other")
+def test_the_same_seed_gives_the_same_predictions(data: SmallData, trees: Baseline) -> None:
+    same = baseline(experiment(data), data.root / "again").published.path / "predictions"
+    other = baseline(experiment(data, "train.seed=1"), data.root / "other").published.path
 
     first = trees.published.path / "predictions"
     for task in data.schema.task_names:
-        np.testing.assert_array_equal(
-            logits(first, task), logits(same.published.path / "predictions", task)
-        )
-    assert (logits(first, "click") != logits(other.published.path / "predictions", "click")).any()
+        np.testing.assert_array_equal(logits(first, task), logits(same, task))
+    assert (logits(first, "click") != logits(other / "predictions", "click")).any()
+
+
+def test_the_trees_are_the_same_whatever_the_threads() -> None:
+    random = np.random.default_rng(0)
+    inputs_BI = random.normal(size=(400, 3)).astype(np.float32)
+    labels_B = (inputs_BI[:, 0] + random.normal(size=400) > 0).astype(np.float32)
+    examples = Examples(inputs_BI, labels_B, np.ones(400, np.float32))
+    nothing = Examples(inputs_BI[:0], labels_B[:0], labels_B[:0])
+    alone, together = (
+        boost(examples, nothing, objective="binary", categorical=[], seed=0, threads=threads)
+        for threads in (1, 2)
+    )
+    np.testing.assert_array_equal(alone.predict(inputs_BI), together.predict(inputs_BI))
 
 
 def test_the_report_compares_with_a_models_on_the_same_rows(
@@ -147,7 +157,7 @@ def test_a_sample_of_rows_is_taken_and_said(data: SmallData, tmp_path: Path) -> 
 
     assert sampled.rows == 900
     assert "a sample of 900 of 2,000 rows" in sampled.render()
-    assert sampled.report.rows == 1200
+    assert sampled.report.rows == 800
 
 
 def test_a_task_with_few_rows_of_a_class_predicts_its_average(
