@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.csv_files import csv_names, csv_ranges, read_csv
-from pipelines.jsonl_files import has_key, jsonl_names, jsonl_ranges, read_jsonl
+from pipelines.jsonl_files import jsonl_names, jsonl_ranges, read_jsonl
 from pipelines.lines import ByteRange, is_packed
-from pipelines.sources import DataFile, Format
+from pipelines.sources import DataFile, Format, repeated
 from recsys.errors import DataError, nearest
 
 BATCH_ROWS = 65_536
@@ -34,56 +34,43 @@ class Slice:
 
 @dataclass(frozen=True)
 class RawBatch:
-    """Some rows of a file as the file types them (CSV: text, nulls marked), renamed, from `first_row` on."""
+    """Some rows of a file as the file types them (CSV: text, nulls marked), renamed, from `first_row` on.
+
+    `stated` names the columns that the file's folders state: text, whatever the format.
+    """
 
     file: DataFile
     first_row: int
     table: pa.Table
+    stated: frozenset[str] = frozenset()
 
 
 def column_names(file: DataFile) -> tuple[str, ...]:
-    """Names of a file's columns after renaming. Raises DataError when it cannot be read."""
+    """Names of a file's columns after renaming, then of what its folders state. Raises DataError."""
     with _readable(file):
         names = _names(file)
+        names += tuple(name for name in file.folders if name not in names)
     unknown = next((name for name in file.rename if name not in names), None)
-    if unknown is not None:
+    # The first rows of JSON lines need not have every key.
+    if unknown is not None and file.format != "jsonl":
         raise DataError(
             f"{file.path}: rename names column {unknown!r}, which the file lacks{nearest(unknown, names)}"
         )
     return tuple(map(file.renamed, names))
 
 
-def require_columns(file: DataFile, needed: Sequence[str]) -> None:
-    """Nothing, when a file has all needed columns once; raises DataError naming the first that it lacks."""
-    names = column_names(file)
-    _require_once(file, names, needed)
-    missing = next((name for name in needed if name not in names), None)
-    if missing is not None and not _is_rare_key(file, missing):
-        listed = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
-        raise DataError(
-            f"{file.path}: no column {missing!r}{nearest(missing, names)}; the file has {listed}. "
-            "Correct [columns] or the rule that names it, rename a column, or add a join"
-        )
-
-
-def _require_once(file: DataFile, names: Sequence[str], needed: Sequence[str]) -> None:
-    for name in needed:
-        places = [place for place, other in enumerate(names, start=1) if other == name]
-        if len(places) > 1:
-            advice = (
-                "give each column a name of its own by names = [...] under [csv], which replaces the header"
-                if file.csv
-                else "write the file with a name for each column"
-            )
-            listed = " and ".join(map(str, places))
-            raise DataError(
-                f"{file.path}: column {name!r} occurs twice or more, as columns {listed}; {advice}"
-            )
-
-
-def _is_rare_key(file: DataFile, name: str) -> bool:
-    original = next((old for old, new in file.rename.items() if new == name), name)
-    return file.format == "jsonl" and has_key(file, original)
+def occurs_twice(file: DataFile, name: str) -> DataError:
+    """The error for a column of which nobody can tell which one is meant."""
+    names = enumerate(column_names(file), start=1)
+    listed = " and ".join(str(place) for place, other in names if other == name)
+    advice = (
+        "give each column a name of its own by names = [...] under [csv], which replaces the header"
+        if file.csv
+        else "write the file with a name for each column"
+    )
+    return DataError(
+        f"{file.path}: column {name!r} occurs twice or more, as columns {listed}; {advice}"
+    )
 
 
 def cut_into_parts(
@@ -120,16 +107,38 @@ def read(
     Raises DataError.
     """
     file = piece.file
-    original = {new: old for old, new in file.rename.items()}
-    wanted = [original.get(name, name) for name in columns]
-    types = {original.get(name, name): found for name, found in (declared or {}).items()}
+    twice = repeated(columns)
+    if twice is not None:
+        raise occurs_twice(file, twice)
+    stated = frozenset(_stated(file, columns))
+    wanted = [file.original(name) for name in columns if name not in stated]
+    types = {file.original(name): found for name, found in (declared or {}).items()}
     row = piece.first_row
     for table in _tables(piece, wanted, types):
-        renamed = table.select(wanted).rename_columns(list(columns))
-        for start in range(0, renamed.num_rows, BATCH_ROWS):
-            batch = renamed.slice(start, BATCH_ROWS)
-            yield RawBatch(file, row, batch)
+        arrays = {
+            name: _repeated(file.folders[file.original(name)], table.num_rows)
+            if name in stated
+            else table.column(file.original(name))
+            for name in columns
+        }
+        whole = pa.table(arrays) if arrays else table
+        for start in range(0, table.num_rows, BATCH_ROWS):
+            batch = whole.slice(start, BATCH_ROWS)
+            yield RawBatch(file, row, batch, stated)
             row += batch.num_rows
+
+
+def _stated(file: DataFile, columns: Sequence[str]) -> Iterator[str]:
+    """Those columns that the folders of a file state and the file itself lacks."""
+    asked = [name for name in columns if file.original(name) in file.folders]
+    if asked:
+        with _readable(file):
+            own = _names(file)
+        yield from (name for name in asked if file.original(name) not in own)
+
+
+def _repeated(value: str | None, rows: int) -> pa.Array:
+    return pa.repeat(pa.scalar(value, pa.string()), rows)
 
 
 def _tables(
@@ -149,7 +158,7 @@ def _tables(
 def _names(file: DataFile) -> tuple[str, ...]:
     if file.format == "jsonl":
         return jsonl_names(file)
-    return _parquet_names(file) if file.csv is None else csv_names(file, file.csv)
+    return tuple(parquet_schema(file).names) if file.csv is None else csv_names(file, file.csv)
 
 
 def _read_parquet(piece: Slice, wanted: list[str]) -> Iterator[pa.Table]:
@@ -163,8 +172,10 @@ def _read_parquet(piece: Slice, wanted: list[str]) -> Iterator[pa.Table]:
             yield pa.Table.from_batches([batch])
 
 
-def _parquet_names(file: DataFile) -> tuple[str, ...]:
-    return tuple(pq.read_schema(file.path).names)
+def parquet_schema(file: DataFile) -> pa.Schema:
+    """The types of a Parquet file's columns. Raises DataError when it cannot be read."""
+    with _readable(file):
+        return pq.read_schema(file.path)
 
 
 def _text_slices(file: DataFile, part_bytes: int) -> list[Slice]:

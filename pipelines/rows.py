@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipelines.agreement import require_columns
 from pipelines.events import EventIndex, gather
-from pipelines.files import RawBatch, Slice, column_names, cut_into_parts, require_columns
+from pipelines.files import RawBatch, Slice, column_names, cut_into_parts
 from pipelines.joins import Join, SideTable, count_table, side_table
 from pipelines.plan import Plan
 from pipelines.progress import progress
@@ -215,8 +216,7 @@ def open_rows(plan: Plan) -> RowReader:
     joined = {name for side in side_tables for name in side.columns.column_names}
     keys = [name for join in settings.joins for name in join.on]
     columns = tuple(dict.fromkeys(name for name in (*plan.needed, *keys) if name not in joined))
-    for file in files:
-        require_columns(file, columns)
+    require_columns(files, columns)
     parts = tuple(cut_into_parts(files))
     if not parts:
         raise DataError(f"{where}: the source's files hold no rows; check what wrote them")
@@ -260,8 +260,7 @@ def _side_rows(
     """Those columns of a side table's rows for which the join's `where` is true."""
     wanted = tuple(dict.fromkeys([*columns, *(rule.column for rule in join.where)]))
     tables: list[pa.Table] = []
-    for file in files:
-        require_columns(file, wanted)
+    require_columns(files, wanted)
     for part in cut_into_parts(files):
         for piece in part:
             batches = read_typed(
@@ -270,7 +269,8 @@ def _side_rows(
             tables += [batch.table for batch in batches]
     if not tables:
         raise DataError(f"{files[0].path}: the side table holds no rows; check what wrote it")
-    rows = pa.concat_tables(tables)
+    # JSON lines type a column by the rows at hand: nothing but nulls, or whole numbers only.
+    rows = pa.concat_tables(tables, promote_options="permissive")
     for rule in join.where:
         answer = evaluate(rule, one_array(rows.column(rule.column)), where=f"{where}.where")
         rows = rows.filter(answer.fill_null(False))

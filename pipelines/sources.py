@@ -5,17 +5,26 @@ import glob
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
+from urllib.parse import unquote
 
 from pydantic import Field, field_validator, model_validator
 
+from pipelines.lines import PACKED_SUFFIXES
 from recsys.config import Config
 from recsys.errors import ConfigError, DataError
 
 Format = Literal["csv", "parquet", "jsonl"]
 
+# What data files of a format are called, when a folder is named; packed ones end in one of PACKED_SUFFIXES besides.
+_SUFFIXES: dict[Format, tuple[str, ...]] = {
+    "csv": (".csv", ".tsv", ".txt", ".dat", ".data"),
+    "parquet": (".parquet", ".pq"),
+    "jsonl": (".jsonl", ".ndjson", ".json"),
+}
+_NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
@@ -90,7 +99,10 @@ class Source(FileSet):
 
 @dataclass(frozen=True)
 class DataFile:
-    """One file. `index` numbers the files of all sources; `split` is what its source says."""
+    """One file. `index` numbers the files of all sources; `split` is what its source says.
+
+    `folders` are the columns that names of folders such as `day=2026-01-01` state, as text.
+    """
 
     path: Path
     index: int
@@ -98,10 +110,15 @@ class DataFile:
     csv: Csv | None
     rename: dict[str, str]
     split: str | dict[str, float] | None = None
+    folders: dict[str, str | None] = field(default_factory=dict)
 
     def renamed(self, name: str) -> str:
         """The name used everywhere else for a column of the file."""
         return self.rename.get(name, name)
+
+    def original(self, name: str) -> str:
+        """The name that the file has for a column."""
+        return next((old for old, new in self.rename.items() if new == name), name)
 
 
 def find_files(
@@ -112,16 +129,19 @@ def find_files(
     for source in sources:
         settings = (source.csv or shared_csv) if source.format == "csv" else None
         split = source.split if isinstance(source, Source) else None
-        for path in _paths(source.path, folder, where):
-            found.append(DataFile(path, len(found), source.format, settings, source.rename, split))
+        for path in _paths(source, folder, where):
+            file = DataFile(
+                path, len(found), source.format, settings, source.rename, split, _folders(path)
+            )
+            found.append(file)
     twice = repeated([str(file.path) for file in found])
     if twice is not None:
         raise ConfigError(f"{where}: file {twice} is named twice; its rows would count double")
     return tuple(found)
 
 
-def _paths(patterns: Sequence[str], folder: Path, where: str) -> Iterator[Path]:
-    for pattern in patterns:
+def _paths(source: FileSet, folder: Path, where: str) -> Iterator[Path]:
+    for pattern in source.path:
         path = folder / _substituted(pattern, where)
         if "*" not in pattern and "?" not in pattern:
             if not path.exists():
@@ -135,9 +155,42 @@ def _paths(patterns: Sequence[str], folder: Path, where: str) -> Iterator[Path]:
                 )
         for match in matches:
             if match.is_dir():
-                files = f"{pattern.rstrip('/')}/*"
-                raise DataError(f"{match}: is a folder; name files in {where}, such as {files!r}")
-        yield from matches
+                yield from _within(match, source.format, where)
+            else:
+                yield match
+
+
+def _within(folder: Path, format_: Format, where: str) -> Iterator[Path]:
+    """The data files of a format in a folder and the folders below it, by name; hidden ones and `_SUCCESS` left out."""
+    inside = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    found = sorted(path for path in inside if _is_data(path, format_))
+    if not found:
+        suffixes = ", ".join(f"*{suffix}" for suffix in _SUFFIXES[format_])
+        others = f"; it holds {min(inside)}" if inside else ", and no other file"
+        raise DataError(
+            f"{folder}: the folder holds no {format_} file ({suffixes}){others}; "
+            f"name the files in {where}, such as {str(folder / '*')!r}"
+        )
+    yield from (folder / path for path in found)
+
+
+def _is_data(path: Path, format_: Format) -> bool:
+    if any(part.startswith((".", "_")) for part in path.parts):
+        return False
+    name = path.name.lower()
+    for suffix in PACKED_SUFFIXES:
+        name = name.removesuffix(suffix)
+    return name.endswith(_SUFFIXES[format_])
+
+
+def _folders(path: Path) -> dict[str, str | None]:
+    """What folders above a file state, as Hive writes it: `day=2026-01-01`."""
+    stated = [part.partition("=") for part in path.parent.parts]
+    return {
+        name: None if value == _NULL_PARTITION else unquote(value)
+        for name, equals, value in stated
+        if name and equals
+    }
 
 
 def _substituted(pattern: str, where: str) -> str:

@@ -33,15 +33,18 @@ def _typed(batch: RawBatch, name: str, schema: Schema, unit: TimeForm | None) ->
     dtype = schema.columns.get(name)
     if dtype is None:
         return plain(values)
-    if batch.file.csv is None:
+    csv = batch.file.csv
+    if csv is None and name in batch.stated:
+        change = partial(parse, dtype=dtype, unit=unit)
+    elif csv is None:
         change = partial(convert, dtype=dtype, unit=unit)
     else:
         change = partial(
             parse,
             dtype=dtype,
             unit=unit,
-            separator=batch.file.csv.list_separator,
-            map_separator=batch.file.csv.map_separator,
+            separator=csv.list_separator,
+            map_separator=csv.map_separator,
         )
 
     def fails(length: int) -> bool:

@@ -252,14 +252,6 @@ def test_a_missing_file_names_the_path_and_the_setting(tmp_path: Path) -> None:
     assert f"{tmp_path / '*.csv'}: no file matches" in refusal(globbed)
 
 
-@pytest.mark.parametrize("path", ["days/one.csv", "days/one.csv/", "days/*"])
-def test_a_folder_in_place_of_a_file_is_told(tmp_path: Path, path: str) -> None:
-    (tmp_path / "days" / "one.csv").mkdir(parents=True)
-    said = refusal(SmallPipeline(tmp_path, pipeline=PIPELINE.replace("log.csv", path), files={}))
-    assert f"{tmp_path / 'days' / 'one.csv'}: is a folder; name files in" in said
-    assert f"such as '{path.rstrip('/')}/*'" in said
-
-
 def test_a_folder_is_named_by_an_environment_variable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
