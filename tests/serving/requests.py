@@ -1,7 +1,10 @@
 """Requests to the bundles of `tests.bundles`."""
 
 import asyncio
-from collections.abc import Callable
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,6 +12,7 @@ from typing import Any
 
 import httpx
 import msgspec
+import uvicorn
 from fastapi import FastAPI
 
 from serving.app import create_app
@@ -44,16 +48,33 @@ class Caller:
 
 
 def caller(
+    bundle: Path | None = None,
     *,
     config: ServiceConfig | None = None,
     limits: Limits | None = None,
     metrics: Metrics | None = None,
     key: str | None = None,
 ) -> Caller:
-    """A caller of an application that serves the bundle `feed`."""
-    models = Models.of([Ranker.load(full_bundle(), limits=limits)])
+    """A caller of an application that serves a bundle, `feed` if none is named."""
+    models = Models.of([Ranker.load(bundle or full_bundle(), limits=limits)])
     config = config or ServiceConfig(threads=1)
     return Caller(create_app(models, config, metrics=metrics, key=key))
+
+
+@contextmanager
+def running(ranker: Ranker, *, key: str | None = None) -> Iterator[str]:
+    """The URL of a server in a thread of this process."""
+    app = create_app(Models.of([ranker]), ServiceConfig(threads=2), key=key)
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, loop="asyncio"))
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 def full_request(candidates: int = 3) -> dict[str, Any]:

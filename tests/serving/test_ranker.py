@@ -1,29 +1,22 @@
 """The ranker: requests, raw rows and HTTP give the same scores, and no candidate sees another."""
 
 import json
-import socket
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-import uvicorn
 
 from recsys.calibrate import Calibrators, task_scores
 from recsys.collate import collate
 from recsys.errors import DataError, RequestError
 from recsys.export import eager_logits
-from serving.app import create_app
 from serving.client import score_rows_over_http
-from serving.config import Limits, ServiceConfig
-from serving.models import Models
+from serving.config import Limits
 from serving.ranker import Ranker
 from tests.bundles import columnless_user_bundle, full_bundle, full_encoder, full_model, full_rows
-from tests.serving.requests import NOW, full_request
+from tests.serving.requests import NOW, full_request, running
 
 
 @pytest.fixture(scope="module")
@@ -170,22 +163,6 @@ def test_a_model_without_user_columns_ranks_and_scores() -> None:
     assert ranker.score_rows(rows).column("score").to_pylist() == pytest.approx(
         answer["score"], abs=1e-6
     )
-
-
-@contextmanager
-def running(ranker: Ranker, *, key: str | None = None) -> Iterator[str]:
-    """The URL of a server in a thread of this process."""
-    app = create_app(Models.of([ranker]), ServiceConfig(threads=2), key=key)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, loop="asyncio"))
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
 
 
 def test_rows_score_over_http_as_in_this_process() -> None:
