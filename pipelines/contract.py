@@ -16,6 +16,7 @@ from pipelines.files import Slice
 from pipelines.parts import encode_rows
 from pipelines.plan import Plan, load_plan
 from pipelines.progress import tracked
+from pipelines.repeated_keys import RepeatedKeys
 from pipelines.rows import RowReader, Rows, Tally, open_rows
 from recsys.encode import Encoder, load_encoder
 from recsys.errors import DataError
@@ -117,10 +118,13 @@ def check(pipeline: Path, *, encoder: Path | None = None) -> CheckReport:
     report.problems += _leaks(plan)
     reader = _with_histories(open_rows(plan), report)
     unknown = _UnknownIds()
+    keys = None if plan.schema.keys.impression is None else RepeatedKeys()
     for part in tracked(reader.parts, total=len(reader.parts), what="check"):
-        _read_part(reader, part, report=report, encoder=fitted, unknown=unknown)
+        _read_part(reader, part, report=report, encoder=fitted, unknown=unknown, keys=keys)
     report.unknown_share = unknown.shares()
     report.problems += _column_problems(plan, report)
+    repeated = None if keys is None else keys.problem(reader)
+    report.problems += [] if repeated is None else [repeated]
     report.notes += _column_notes(report)
     logger.info("check.done rows=%d problems=%d", report.tally.read, len(report.problems))
     return report
@@ -149,10 +153,15 @@ def _read_part(
     report: CheckReport,
     encoder: Encoder | None,
     unknown: "_UnknownIds",
+    keys: RepeatedKeys | None,
 ) -> None:
+    if keys is not None:
+        keys.begin(part)
     try:
         for rows in reader.read(part, report.tally):
             _take_in(report, reader.plan, rows)
+            if keys is not None:
+                keys.add(rows)
             if encoder is not None:
                 unknown.add(encode_rows(encoder, rows), encoder)
     except DataError as error:
