@@ -43,9 +43,10 @@ class Join(FileSet):
 
     @property
     def text(self) -> str:
-        """The side table as a reader would say it, for reports: `items.csv, where stock above 0`."""
+        """The side table as a reader would say it, for reports: `items.csv, counted by item, where stock above 0`."""
+        counted = f", counted by {' and '.join(self.on)}" if self.count else ""
         rules = " and ".join(rule.text for rule in self.where)
-        return ", ".join(self.path) + (f", where {rules}" if rules else "")
+        return ", ".join(self.path) + counted + (f", where {rules}" if rules else "")
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,8 @@ def test_two_counts_of_one_file_are_reported_apart(tmp_path: Path) -> None:
     path = small.write()
     fit(path, tmp_path / "encoder")
     summary = build(path, tmp_path / "data", encoder=tmp_path / "encoder")
-    assert summary.unmatched == {"sales.csv": 2, "sales.csv, where kind equals 'view'": 3}
+    by_item = "sales.csv, counted by item"
+    assert summary.unmatched == {by_item: 2, f"{by_item}, where kind equals 'view'": 3}
 
 
 @pytest.mark.parametrize(
