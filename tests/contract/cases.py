@@ -1,4 +1,7 @@
-"""Every registered architecture as a small model with data to run on. Registering one is what subscribes it."""
+"""Every registered architecture as a small model with data to run on. Registering one is what subscribes it.
+
+The data has every kind of feature, sequences, and three tasks: a funnel of two and a regression.
+"""
 
 from dataclasses import dataclass
 from functools import cache
@@ -10,11 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recsys.batch import Batch, from_encoded
-from recsys.fitting import fit
 from recsys.models import ModelConfig, RankingModel, build_model, registries
 from recsys.models.inputs import Blocks, InputLayout
 from recsys.schema import Schema
-from tests.recsys.small_data import raw_rows, small_schema
+from tests import kinds
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Case:
         return ModelConfig.parse(tree, where=str(self))
 
     def model(self, seed: int = 0) -> RankingModel:
-        return build_model(small_schema(), self.config, seed=seed)
+        return build_model(kinds.schema(), self.config, seed=seed)
 
 
 DEFAULTS = [Case(stage, kind) for stage, registry in registries.items() for kind in registry]
@@ -58,12 +60,11 @@ def different(cases: list[Case]) -> list[Case]:
 
 @cache
 def encoded_rows(count: int, seed: int = 0) -> pa.Table:
-    encoder = fit(small_schema(), iter([raw_rows(300, seed=0)]))
-    return encoder.encode(raw_rows(count, seed=seed))
+    return kinds.encoder().encode(kinds.rows(count, seed=seed))
 
 
 def batch(count: int, seed: int = 0) -> Batch:
-    return from_encoded(encoded_rows(count, seed), small_schema())
+    return from_encoded(encoded_rows(count, seed), kinds.schema())
 
 
 def blocks(layout: InputLayout, *, users: int, rows: int, events: int, seed: int = 0) -> Blocks:

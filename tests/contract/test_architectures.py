@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from recsys.batch import Batch, from_encoded
+from recsys.layout import slots
 from recsys.models import describe, registries
 from recsys.models.ranker import NamedProgram
 from recsys.schema import Schema
+from tests import kinds
 from tests.contract.cases import (
     DEFAULTS,
     VARIANTS,
@@ -28,7 +30,6 @@ from tests.contract.cases import (
     encoded_rows,
     loss,
 )
-from tests.recsys.small_data import small_schema
 
 each_case = pytest.mark.parametrize("case", [*DEFAULTS, *VARIANTS], ids=str)
 each_different = pytest.mark.parametrize("case", different(DEFAULTS), ids=str)
@@ -36,15 +37,20 @@ each_different = pytest.mark.parametrize("case", different(DEFAULTS), ids=str)
 
 @pytest.fixture(scope="module")
 def schema() -> Schema:
-    return small_schema()
+    return kinds.schema()
 
 
 def _without_lists(found: Batch) -> Batch:
     """The batch with every bag and every sequence empty."""
-    single = (found.lengths_FB == 1).all(dim=1)
-    counts = found.lengths_FB.sum(dim=1).tolist()
-    kept = [ids for ids, keep in zip(found.values_N.split(counts), single, strict=True) if keep]  # type: ignore[no-untyped-call]
-    return replace(found, values_N=torch.cat(kept), lengths_FB=found.lengths_FB * single[:, None])
+    single = torch.tensor([slot.kind == "single" for slot in slots(kinds.schema())])
+    kept_N = single.repeat_interleave(found.lengths_FB.sum(dim=1))
+    assert found.weights_N is not None
+    return replace(
+        found,
+        values_N=found.values_N[kept_N],
+        weights_N=found.weights_N[kept_N],
+        lengths_FB=found.lengths_FB * single[:, None],
+    )
 
 
 @each_case
@@ -60,9 +66,9 @@ def test_logits_have_a_row_and_a_task_axis_and_are_finite(case: Case, rows: int)
 @each_case
 def test_a_row_scores_alone_as_among_others(case: Case) -> None:
     model, table = case.model().eval(), encoded_rows(40)
-    together = model(from_encoded(table, small_schema()))
+    together = model(from_encoded(table, kinds.schema()))
     for row in (0, 13, 39):
-        alone = model(from_encoded(table.slice(row, 1), small_schema()))
+        alone = model(from_encoded(table.slice(row, 1), kinds.schema()))
         torch.testing.assert_close(alone[0], together[row], rtol=0, atol=1e-6)
 
 
@@ -70,8 +76,8 @@ def test_a_row_scores_alone_as_among_others(case: Case) -> None:
 def test_scores_follow_a_permutation_of_rows(case: Case) -> None:
     model, table = case.model().eval(), encoded_rows(40)
     order = np.random.default_rng(3).permutation(40)
-    moved = model(from_encoded(table.take(order), small_schema()))
-    original = model(from_encoded(table, small_schema()))
+    moved = model(from_encoded(table.take(order), kinds.schema()))
+    original = model(from_encoded(table, kinds.schema()))
     torch.testing.assert_close(moved, original[torch.from_numpy(order)], rtol=0, atol=1e-6)
 
 
