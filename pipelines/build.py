@@ -160,7 +160,9 @@ def _in_ray(job: PartJob, numbers: Sequence[int], shown: Progress) -> Iterator[P
 def _key(reader: RowReader, encoder: Encoder, days: frozenset[str] | None) -> str:
     """What stands for all that decides the content of a build's files: settings, schema, encoder, inputs, versions."""
     plan = reader.plan
-    inputs = [*reader.files, *side_files(plan, plan.settings.joins)]
+    inputs = [*reader.files]
+    for join in plan.settings.joins:
+        inputs += side_files(plan, join)
     states = [(os.path.abspath(file.path), file.path.stat()) for file in inputs]
     parts = [
         [(piece.file.index, piece.first_row, piece.row_groups) for piece in part]

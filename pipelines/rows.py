@@ -223,14 +223,14 @@ def open_rows(plan: Plan) -> RowReader:
     return RowReader(plan, files, parts, columns, tuple(side_tables))
 
 
-def side_files(plan: Plan, joins: Sequence[Join]) -> tuple[DataFile, ...]:
-    """The files of some side tables. Raises ConfigError or DataError naming what is missing."""
+def side_files(plan: Plan, join: Join) -> tuple[DataFile, ...]:
+    """The files of a side table. Raises ConfigError or DataError naming what is missing."""
     where, settings = str(plan.path), plan.settings
-    return find_files(joins, folder=plan.path.parent, shared_csv=settings.csv, where=where)
+    return find_files([join], folder=plan.path.parent, shared_csv=settings.csv, where=where)
 
 
 def _load_side_table(plan: Plan, join: Join, given: set[str], *, where: str) -> SideTable:
-    files = side_files(plan, [join])
+    files = side_files(plan, join)
     made = join.columns or ((join.count,) if join.count else ())
     twice = next((name for name in made if name in given), None)
     if twice is not None:
