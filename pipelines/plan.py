@@ -6,13 +6,12 @@ A row passes sources -> joins -> labels -> histories and counters -> filters -> 
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import date, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 import pyarrow as pa
-from pydantic import Field, field_validator, model_validator
+from pydantic import model_validator
 
 from pipelines.history import Attribution, Counter, Events, EventSection, History, Label, events_of
 from pipelines.history import problems as event_problems
@@ -22,43 +21,17 @@ from pipelines.sources import Csv, Source
 from pipelines.splits import HELD_OUT, Split, check_name, check_shares
 from pipelines.times import TimeForm
 from recsys.config import Config, read_toml
+from recsys.day_names import DayNames, names_in
 from recsys.errors import ConfigError, nearest
 from recsys.publish import canonical_json
 from recsys.schema import ARROW_TYPES, Schema, load_schema
-
-
-class Days(Config):
-    """UTC days, both ends included."""
-
-    from_: date = Field(alias="from")
-    to: date
-
-    @field_validator("from_", "to", mode="before")
-    @classmethod
-    def _is_day(cls, value: Any) -> Any:
-        return date.fromisoformat(value) if isinstance(value, str) else value
-
-    @model_validator(mode="after")
-    def _runs_forward(self) -> Self:
-        if self.to < self.from_:
-            raise ValueError(
-                f"days run from {self.from_} to {self.to}, which is backwards; swap them"
-            )
-        return self
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(
-            (self.from_ + timedelta(days=n)).isoformat()
-            for n in range((self.to - self.from_).days + 1)
-        )
 
 
 class Pipeline(Config):
     """The whole of `pipeline.toml`."""
 
     schema_file: str
-    fit_on: tuple[str, ...] | Days | None = None
+    fit_on: DayNames | None = None
     source: Source | None = None
     sources: tuple[Source, ...] = ()
     csv: Csv = Csv()
@@ -69,21 +42,6 @@ class Pipeline(Config):
     histories: dict[str, History] = {}
     counters: dict[str, Counter] = {}
     split: Split
-
-    @field_validator("fit_on", mode="before")
-    @classmethod
-    def _days_or_splits(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return (value,)
-        if isinstance(value, Mapping):
-            if set(value) != {"from", "to"}:
-                raise ValueError('days are written { from = "2026-10-01", to = "2026-10-12" }')
-            return Days(**value)
-        if not isinstance(value, tuple | Days | None):
-            raise ValueError(
-                f'give split names such as ["train"], or days {{ from = ..., to = ... }}, found {value!r}'
-            )
-        return value
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -165,7 +123,7 @@ class Plan:
         fit_on = self.settings.fit_on
         if fit_on is None:
             return name not in HELD_OUT
-        return name in (fit_on.names if isinstance(fit_on, Days) else fit_on)
+        return name in names_in(fit_on)
 
     @cached_property
     def labels_digest(self) -> str:

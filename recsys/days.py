@@ -1,6 +1,7 @@
 """Published days: which builds are read, whether they fit the encoder, and their rows by row group."""
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recsys.day_names import DayRange
 from recsys.encode import Encoder
 from recsys.errors import ArtifactError, DataError, nearest
 from recsys.layout import encoded_arrow, label_column, observed_column
@@ -16,6 +18,8 @@ from recsys.publish import CURRENT, Published, resolve
 from recsys.schema import Schema
 
 logger = logging.getLogger(__name__)
+
+_DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class Days:
 
 def open_days(
     directory: Path,
-    names: Sequence[str],
+    days: DayRange | Sequence[str],
     *,
     encoder: Encoder,
     versions: Mapping[str, str] | None = None,
@@ -83,11 +87,14 @@ def open_days(
 ) -> Days:
     """The named days under a directory, each resolved to its current build, or to the version given for it.
 
+    A range means the published days in it; a warning names the others.
+
     Days that were built by different rules of `pipeline.toml` are read with a warning that names the first of each.
     Raises ArtifactError for a day that is missing, damaged, encoded for another schema or by another encoder, or
     labelled by other rules than the first (than those of `labels_digest` if given), and DataError for one that cannot
     be read or when there are no rows at all.
     """
+    names = _published_in(directory, days) if isinstance(days, DayRange) else days
     builds: list[Build] = []
     groups: list[RowGroup] = []
     day_of_rules: dict[str, str] = {}
@@ -132,12 +139,48 @@ def open_days(
 def _require_published(directory: Path, name: str) -> None:
     if (directory / name).is_dir() or not directory.is_dir():
         return
-    known = sorted(item.name for item in directory.iterdir() if (item / CURRENT).is_file())
+    known = _published(directory)
     held = f"it holds {known[0]} to {known[-1]}" if known else "it holds no day"
     raise ArtifactError(
         f"{directory}: no day or split {name!r}{nearest(name, known)}; {held}; build it, "
         "or list the days without it where the source has no rows for it"
     )
+
+
+def _published_in(directory: Path, days: DayRange) -> tuple[str, ...]:
+    """The published days of a range. A log may lack a day in between, but what it lacks at an end was hardly meant."""
+    published = [name for name in _published(directory) if _DAY.fullmatch(name)]
+    if not published:
+        raise ArtifactError(
+            f"{directory}: no day is published, so there is none from {days}; build the days, "
+            "or name splits, such as train, in place of days"
+        )
+    if str(days.first) < published[0] or str(days.last) > published[-1]:
+        raise ArtifactError(
+            f"{directory}: the days from {days} go beyond those published, from {published[0]} to {published[-1]}; "
+            "build the others, or change the range"
+        )
+    found = tuple(name for name in days.names if name in set(published))
+    if not found:
+        raise ArtifactError(
+            f"{directory}: no day from {days} is published; build them, or change the range"
+        )
+    missing = [name for name in days.names if name not in found]
+    if missing:
+        logger.warning(
+            "days.missing directory=%s range='%s' days=%s hint='not published; "
+            "build them unless the source has no rows of these days'",
+            directory,
+            days,
+            ",".join(missing),
+        )
+    return found
+
+
+def _published(directory: Path) -> list[str]:
+    if not directory.is_dir():
+        return []
+    return sorted(item.name for item in directory.iterdir() if (item / CURRENT).is_file())
 
 
 def read_rows(groups: tuple[RowGroup, ...], columns: list[str]) -> pa.Table:

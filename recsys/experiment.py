@@ -9,13 +9,13 @@ import json
 import os
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from datetime import date, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from recsys.config import Config, read_toml
+from recsys.day_names import DayNames, names_in
 from recsys.errors import ConfigError, nearest
 from recsys.models import ModelConfig
 from recsys.schema import Schema, load_schema, parse_schema
@@ -25,82 +25,29 @@ def _path(value: Any) -> Any:
     return Path(value) if isinstance(value, str) else value
 
 
-def _day_names(value: Any) -> Any:
-    """A range of days, one name or a list of them becomes the tuple of names; TOML dates are names too."""
-    if isinstance(value, str | date):
-        return (str(value),)
-    if isinstance(value, tuple):
-        return tuple(str(item) if isinstance(item, date) else item for item in value)
-    if not isinstance(value, Mapping):
-        return value
-    if set(value) != {"from", "to"}:
-        raise ValueError(
-            f'needs from and to, such as {{ from = "2026-10-01", to = "2026-10-31" }}, found {sorted(value)}'
-        )
-    first, last = _date(value["from"]), _date(value["to"])
-    if last < first:
-        raise ValueError(f"runs from {first} to {last}, which is backwards; swap them")
-    return tuple((first + timedelta(days=n)).isoformat() for n in range((last - first).days + 1))
-
-
-def _date(value: Any) -> date:
-    try:
-        return value if isinstance(value, date) else date.fromisoformat(value)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f'{value!r} is no day; write it as "2026-10-01"') from error
-
-
-def day_names(text: str | Iterable[str]) -> tuple[str, ...]:
-    """Names of days from one name, several, or a range `2026-10-01:2026-10-03`. Raises ConfigError."""
-    names = (text,) if isinstance(text, str) else tuple(text)
-    try:
-        if len(names) == 1 and ":" in names[0]:
-            first, _, last = names[0].partition(":")
-            names = _day_names({"from": first, "to": last})
-        return _plain_names(names)
-    except ValueError as error:
-        raise ConfigError(f"days: {error}") from error
-
-
-def _plain_names(names: tuple[str, ...]) -> tuple[str, ...]:
-    if not names:
-        raise ValueError("names no day; give at least one day or split")
-    for name in names:
-        if not name or name != Path(name).name or name.startswith("."):
-            raise ValueError(f"{name!r} is not the name of a day or split")
-    if len(set(names)) != len(names):
-        raise ValueError("names a day twice; name each once")
-    return names
-
-
 FilePath = Annotated[Path, BeforeValidator(_path)]
-Days = Annotated[tuple[str, ...], BeforeValidator(_day_names)]
 
 
 class DataConfig(Config):
     """Published days under `directory`, encoded by the encoder under `encoder`.
 
-    Days are `{ from = "2026-10-01", to = "2026-10-31" }`, both included, or names of days or splits. `batch_size` and
-    `window_rows` count rows; a window is what is shuffled at once and bounds the memory of the feed.
+    Days are `{ from = "2026-10-01", to = "2026-10-31" }`, both included, which means the published ones, or names of
+    days or splits. `batch_size` and `window_rows` count rows; a window is what is shuffled at once and bounds the
+    memory of the feed.
     """
 
     directory: FilePath = Path("data")
     encoder: FilePath = Path("encoder")
-    train: Days
-    validation: Days
-    test: Days | None = None
+    train: DayNames
+    validation: DayNames
+    test: DayNames | None = None
     batch_size: int = Field(default=4096, ge=1)
     window_rows: int = Field(default=1_000_000, ge=1)
 
-    @field_validator("train", "validation", "test")
-    @classmethod
-    def _names(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        return None if names is None else _plain_names(names)
-
     @model_validator(mode="after")
     def _held_out(self) -> "DataConfig":
-        for section, names in (("validation", self.validation), ("test", self.test or ())):
-            shared = sorted(set(self.train) & set(names))
+        for section, days in (("validation", self.validation), ("test", self.test or ())):
+            shared = sorted(set(names_in(self.train)) & set(names_in(days)))
             if shared:
                 raise ValueError(
                     f"{section} and train both name {shared[0]!r}, so the metric would be of rows trained on; "

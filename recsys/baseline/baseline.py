@@ -18,11 +18,12 @@ import numpy as np
 from recsys.baseline.inputs import read_tree_rows, tree_rows
 from recsys.baseline.tasks import FEWEST_OF_A_CLASS, TaskTrees, learn_task
 from recsys.baseline.trees import load_lightgbm
+from recsys.day_names import day_names
 from recsys.days import Days, open_days, read_rows
 from recsys.errors import ConfigError
 from recsys.evaluation.metrics import evaluate_tasks
 from recsys.evaluation.outcomes import OutcomeAccumulator, Outcomes
-from recsys.experiment import Experiment, day_names
+from recsys.experiment import Experiment
 from recsys.layout import encoded_arrow, kept_column
 from recsys.measures import AnyArray
 from recsys.predictions import PredictionWriter
@@ -121,7 +122,7 @@ def baseline(
         "data_digest": encoder.schema.data_digest,
         "model_digest": encoder.schema.model_digest,
         "encoder_digest": encoder.digest,
-        "days": list(names),
+        "days": [build.day for build in test.builds],
     }
     with publication(report_root, kind=KIND, metadata=metadata) as draft:
         outcomes = _write_predictions(experiment, models, test, draft.path / PREDICTIONS)

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from recsys.day_names import day_names
 from recsys.days import Days, open_days
 from recsys.errors import ConfigError
 from recsys.evaluation.metrics import evaluate_tasks
 from recsys.evaluation.outcomes import OutcomeAccumulator, Outcomes
-from recsys.experiment import Experiment, day_names
+from recsys.experiment import Experiment
 from recsys.feed import EncodedBatch, in_order
 from recsys.layout import kept_column
 from recsys.models import RankingModel
@@ -86,7 +87,7 @@ def evaluate(
     )
     metadata = trained.directory.digests | {
         "checkpoint": trained.checkpoint.version,
-        "days": list(names),
+        "days": [build.day for build in opened.builds],
     }
     with publication(report_root, kind=KIND, metadata=metadata) as draft:
         outcomes = _write_predictions(trained, opened, draft.path / PREDICTIONS)

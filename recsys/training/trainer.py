@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from recsys.batch import Batch
+from recsys.day_names import DayRange
 from recsys.days import Build, Days, open_days
 from recsys.errors import ConfigError, TrainingError
 from recsys.evaluation.evaluate import outcomes_of
@@ -171,16 +172,17 @@ class Training:
 
     def _days(
         self,
-        names: Sequence[str],
+        days: DayRange | Sequence[str],
         builds: Sequence[Build] | None,
         *,
         labels_digest: str | None = None,
     ) -> Days:
         versions = None if builds is None else {build.day: build.version for build in builds}
+        # A range means the days that were there when the run began.
         directory = self.run.experiment.data.directory
         return open_days(
             directory,
-            names,
+            days if versions is None else tuple(versions),
             encoder=self.run.encoder,
             versions=versions,
             labels_digest=labels_digest,

@@ -27,6 +27,7 @@ from pipelines import simulate_truth as truth
 from pipelines.plan import load_plan
 from pipelines.rows import Tally, open_rows
 from pipelines.simulate import SimulatedLog, simulate
+from recsys.day_names import names_in
 from recsys.errors import ArtifactError, ConfigError
 from recsys.experiment import load_experiment
 from recsys.schema import load_schema
@@ -212,9 +213,9 @@ class TestSettings:
         experiment = load_experiment(log.experiment_file)
         experiment.check_against(schema)
         assert plan.schema == schema
-        assert experiment.data.train == log.days[:-2]
-        assert experiment.data.validation == log.days[-2:-1]
-        assert experiment.data.test == log.days[-1:]
+        assert names_in(experiment.data.train) == log.days[:-2]
+        assert names_in(experiment.data.validation) == log.days[-2:-1]
+        assert names_in(experiment.data.test or ()) == log.days[-1:]
 
     def test_no_input_reads_the_truth_or_what_happened(self, log: SimulatedLog) -> None:
         schema = load_schema(log.schema_file)

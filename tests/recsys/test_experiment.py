@@ -1,12 +1,14 @@
 """experiment.toml: what it may say, how its mistakes are reported, and how a run keeps it."""
 
 import os
+from datetime import date
 from pathlib import Path
 
 import pytest
 
+from recsys.day_names import DayRange
 from recsys.errors import ConfigError
-from recsys.experiment import Experiment, day_names, load_experiment
+from recsys.experiment import Experiment, load_experiment
 from tests.recsys.small_data import SCHEMA_TOML
 
 TOML = """
@@ -43,7 +45,7 @@ def refused(folder: Path, text: str, *overrides: str) -> str:
 
 def test_days_are_ranges_names_or_lists(tmp_path: Path) -> None:
     data = load_experiment(written(tmp_path)).data
-    assert data.train == ("2026-01-30", "2026-01-31", "2026-02-01", "2026-02-02")
+    assert data.train == DayRange(date(2026, 1, 30), date(2026, 2, 2))
     assert data.validation == ("2026-02-03",)
     assert data.test == ("2026-02-04", "holdout")
 
@@ -161,13 +163,6 @@ def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "damaged.json").write_text("{", encoding="utf-8")
     with pytest.raises(ConfigError, match="not valid JSON"):
         load_experiment(tmp_path / "damaged.json")
-
-
-def test_day_names_take_the_command_lines_form() -> None:
-    assert day_names("test") == ("test",)
-    assert day_names("2026-10-01:2026-10-03") == ("2026-10-01", "2026-10-02", "2026-10-03")
-    with pytest.raises(ConfigError, match="backwards"):
-        day_names("2026-10-03:2026-10-01")
 
 
 def test_defaults_alone_need_only_days(tmp_path: Path) -> None:
