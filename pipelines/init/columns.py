@@ -1,6 +1,6 @@
 """The columns of the given files as the schema would hold them, with what the sampled rows say about each."""
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -10,11 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipelines.convert import Unit, convert, plain
+from pipelines.convert import convert, plain
 from pipelines.init import names
+from pipelines.init.dates import form_of_numbers
 from pipelines.init.sample import Sample
 from pipelines.init.text import Typed, typed
-from pipelines.init.units import unit_of
+from pipelines.times import TimeForm
 from recsys.errors import DataError
 from recsys.raw import one_array
 from recsys.schema import ARROW_TYPES
@@ -38,7 +39,7 @@ class Column:
     values: pa.Array
     rows: int
     nulls: tuple[str, ...] = ()
-    unit: Unit | None = None
+    unit: TimeForm | None = None
     separator: str | None = None
     note: str = ""
     side: int | None = None
@@ -127,27 +128,28 @@ class Column:
         return codes
 
 
-def columns_of(sample: Sample, *, taken: Sequence[str] = ()) -> list[Column]:
-    """The columns of a sample, typed, with clean names that are not among those taken."""
+def columns_of(sample: Sample, *, times: Collection[str] = ()) -> list[Column]:
+    """The columns of a sample, typed, with clean names; `times` are columns known to hold times."""
     found: list[Column] = []
     given = set(sample.table.column_names)
     for file_name in sample.table.column_names:
-        others = {*taken, *(column.name for column in found)}
+        others = {column.name for column in found}
         clean = names.clean(file_name, others)
         if clean != file_name:
             clean = names.clean(file_name, others | given)
         values = plain(one_array(sample.table.column(file_name)))
+        is_time = file_name in times or names.is_time(file_name)
         item = (
-            _typed_text(values, file_name)
+            _typed_text(values, file_name, is_time=is_time)
             if sample.files[0].format == "csv"
-            else _typed_values(values, file_name)
+            else _typed_values(values, is_time=is_time)
         )
         found.append(_column(item, clean, file_name, sample.rows))
     return found
 
 
-def _typed_text(values: pa.Array, name: str) -> Typed:
-    item = typed(values, is_time=names.is_time(name))
+def _typed_text(values: pa.Array, name: str, *, is_time: bool) -> Typed:
+    item = typed(values, is_time=is_time)
     if item.dtype in ("int64", "float64"):
         named = names.is_user(name) or names.is_item(name) or names.is_id(name)
         return (
@@ -158,21 +160,21 @@ def _typed_text(values: pa.Array, name: str) -> Typed:
     return item
 
 
-def _typed_values(values: pa.Array, name: str) -> Typed | str:
+def _typed_values(values: pa.Array, *, is_time: bool) -> Typed | str:
     """Values of a typed file; a text that says why the schema cannot hold them."""
     types, found = pa.types, values.type
     if types.is_null(found):
         return Typed(values.cast(pa.string()), "string")
     if types.is_integer(found):
-        unit = unit_of(values, is_time=names.is_time(name))
+        unit = form_of_numbers(values) if is_time else None
         if unit is not None:
             return Typed(convert(values, "timestamp", unit=unit), "timestamp", unit=unit)
     dtype = _dtype_of(found)
     if dtype is None:
         return f"{found} has no counterpart in the schema"
-    if dtype == "string" and names.is_time(name):
-        item = typed(values, is_time=True)
-        if item.dtype == "timestamp" and item.unit is None and not item.nulls:
+    if dtype == "string":
+        item = typed(values, is_time=is_time)
+        if item.dtype == "timestamp" and not item.nulls:
             return item
     try:
         return Typed(convert(values, dtype), dtype)

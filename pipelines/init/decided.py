@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from pipelines.init import names
 from pipelines.init.columns import Column
+from pipelines.init.event_log import EventLog, attributed, event_log
 from pipelines.init.features import Inputs, choose_inputs
-from pipelines.init.labels import Ask, Chosen, Label, choose_labels
+from pipelines.init.labels import Ask, Chosen, Label, choose_labels, linked
 from pipelines.init.leakage import leak
 from pipelines.init.roles import Roles, find_roles
 from pipelines.init.splits import SplitChoice, choose_split
@@ -24,10 +26,11 @@ _DAY_MICROSECONDS = 86_400 * 1_000_000
 
 @dataclass(frozen=True)
 class HistoryChoice:
-    """The user's earlier items with a positive label: a sequence whose columns the pipeline makes."""
+    """The user's earlier items of rows for which `where` is true: a sequence whose columns the pipeline makes."""
 
     name: str
-    label: Label
+    what: str
+    where: Mapping[str, Any]
     item: Column
     item_feature: str
     item_table: str
@@ -87,14 +90,15 @@ def decide(
     roles = find_roles(columns, user=user, item=item, time=time, has_names=has_names)
     chosen = choose_labels(columns, roles, named=labels, ask=ask)
     roles, dropped = _without_leaks(roles, chosen.labels)
+    chosen, log = _attributed(chosen, roles)
     inputs = choose_inputs(columns, roles, chosen.labels, passed_over=chosen.left_out)
     split = choose_split(
         roles,
         [found.path for found in tables.rows.files],
         user_is_input=roles.user is not None and roles.user.name in inputs.columns,
-        rows=rows,
+        known_B=np.logical_or.reduce([~np.isnan(label.happened_B) for label in chosen.labels]),
     )
-    history = _history(roles, chosen.labels, inputs)
+    history = _history(roles, chosen.labels, inputs, log)
     time_parts = {
         names.clean(f"time_{part}", {*inputs.features, *inputs.tables}): part
         for part in _time_parts(roles.time)
@@ -113,9 +117,31 @@ def decide(
         split,
         choose_training(round(0.8 * rows), tasks=len(chosen.labels)),
         time_parts,
-        tuple(_filters(roles, chosen, split)),
+        tuple(_filters(roles, chosen, split, log)),
         (*_key_reasons(roles), *dropped, *chosen.decisions),
     )
+
+
+def _attributed(chosen: Chosen, roles: Roles) -> tuple[Chosen, EventLog | None]:
+    """Where labels are kinds of events of a log: what follows an impression, as labels of the impression."""
+    kind = chosen.labels[0].column
+    if not names.is_event_type(kind.file_name) or any(
+        label.column is not kind for label in chosen.labels
+    ):
+        return chosen, None
+    log = event_log(kind, roles)
+    if log is None:
+        return chosen, None
+    said = (
+        f"each row of {kind.name} {log.impression!r} is an impression; the other kinds become its labels when they "
+        f"follow within {_duration(log.window_seconds)} (within_seconds in pipeline.toml)"
+    )
+    labels = linked(attributed(chosen.labels, log, roles))
+    return replace(chosen, labels=labels, decisions=(*chosen.decisions, said)), log
+
+
+def _duration(seconds: int) -> str:
+    return f"{seconds // 3600} hours" if seconds % 3600 == 0 else f"{seconds // 60} minutes"
 
 
 def _without_leaks(roles: Roles, labels: Sequence[Label]) -> tuple[Roles, list[str]]:
@@ -144,19 +170,29 @@ def _key_reasons(roles: Roles) -> list[str]:
     return said
 
 
-def _history(roles: Roles, labels: Sequence[Label], inputs: Inputs) -> HistoryChoice | None:
+def _history(
+    roles: Roles, labels: Sequence[Label], inputs: Inputs, log: EventLog | None
+) -> HistoryChoice | None:
     user, item, time = roles.user, roles.item, roles.time
     if user is None or item is None or time is None or item.name not in inputs.features:
         return None
     if user.rows / max(user.estimated_distinct, 1) < _HISTORY_ROWS_A_USER:
         return None
-    usual = [label for label in labels if label.rate <= _HISTORY_RATE]
-    if not usual:
-        return None
-    label = max(usual, key=lambda one: one.positives)
+    if log is not None:
+        what, where = str(log.impression), log.rule
+    else:
+        usual = [
+            label for label in labels if label.kind == "binary" and label.rate <= _HISTORY_RATE
+        ]
+        if not usual:
+            return None
+        label = max(usual, key=lambda one: one.positives)
+        # A label made by a rule, or declared as a bool, is true; a declared number is 1.
+        is_bool = label.rule is not None or label.column.dtype == "bool"
+        what, where = label.task, {"column": label.name, "equals": True if is_bool else 1}
     feature = inputs.features[item.name]
-    name = names.clean(f"past_{label.task}"[:48], {*inputs.features, *inputs.columns})
-    return HistoryChoice(name, label, item, item.name, str(feature["table"]), 20)
+    name = names.clean(f"past_{what}"[:48], {*inputs.features, *inputs.columns, *inputs.sequences})
+    return HistoryChoice(name, what, where, item, item.name, str(feature["table"]), 20)
 
 
 def _time_parts(time: Column | None) -> list[str]:
@@ -172,11 +208,18 @@ def _time_parts(time: Column | None) -> list[str]:
 
 
 def _filters(
-    roles: Roles, chosen: Chosen, split: SplitChoice
+    roles: Roles, chosen: Chosen, split: SplitChoice, log: EventLog | None
 ) -> list[tuple[Mapping[str, object], str]]:
     found: list[tuple[Mapping[str, object], str]] = [
         (rule, "rows of other splits are left out") for rule in split.filters
     ]
+    if log is not None:
+        found.append(
+            (log.rule, "the rows to learn from; the other events are what becomes of them")
+        )
+        known = {"column": log.time.name, "below": log.last_known}
+        why = "later rows are left out: the log ends before all that followed them could be seen; move this as it grows"
+        return [*found, (known, why)]
     time = roles.time
     # The sample may miss the few nulls there are, and one would stop the build.
     if split.needs_time and time is not None and (time.null_share > 0 or not time.is_whole):

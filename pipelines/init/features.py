@@ -12,6 +12,7 @@ from pipelines.init.columns import Column
 from pipelines.init.labels import Label, is_constant_within, labels_of
 from pipelines.init.leakage import leak
 from pipelines.init.roles import Roles, is_unique
+from pipelines.init.sequences import SequenceChoice, find_sequences, sequence_settings
 from recsys.schema_sections import RESERVED_ROWS, VOCABULARY_UP_TO_ROWS
 
 _IDS_ONLY_UP_TO = 20
@@ -36,6 +37,7 @@ class Inputs:
     """Features by name, their tables, and the columns left out with the reason."""
 
     features: dict[str, dict[str, Any]] = field(default_factory=dict)
+    sequences: dict[str, dict[str, Any]] = field(default_factory=dict)
     tables: dict[str, TableChoice] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     columns: dict[str, Column] = field(default_factory=dict)
@@ -69,9 +71,11 @@ def choose_inputs(
     if roles.item is not None:
         _item_id(inputs, roles.item, roles)
     keys = {column.name for column in roles.named.values()}
+    for sequence in find_sequences(columns, roles):
+        _add_sequence(inputs, sequence, roles.item)
     label_columns = {label.column.name for label in labels}
     for column in columns:
-        if column.name in keys or column.name in label_columns:
+        if column.name in keys | label_columns | inputs.columns.keys():
             continue
         reason = _reason_against(column, roles, labels, passed_over)
         if reason is None:
@@ -97,6 +101,19 @@ def _user_id(inputs: Inputs, user: Column) -> None:
 def _item_id(inputs: Inputs, item: Column, roles: Roles) -> None:
     table = inputs.table(item.name, item)
     inputs.add(item.name, item, {"kind": "categorical", "table": table})
+
+
+def _add_sequence(inputs: Inputs, sequence: SequenceChoice, item: Column | None) -> None:
+    feature = inputs.features.get(item.name) if item is not None else None
+    tables: dict[str, str] = {}
+    for token, column in sequence.columns.items():
+        if feature is not None and token in sequence.item_tokens:
+            tables[token] = str(feature["table"])
+        elif column.dtype != "list<timestamp>":
+            tables[token] = inputs.table(column.name, column)
+        inputs.columns[column.name] = column
+    target = item.name if feature is not None and item is not None else None
+    inputs.sequences[sequence.name] = sequence_settings(sequence, tables, target)
 
 
 def _reason_against(

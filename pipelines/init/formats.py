@@ -7,16 +7,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.init import names
-from pipelines.sources import Csv
+from pipelines.jsonl_files import jsonl_names
+from pipelines.sources import Csv, DataFile, Format
 from recsys.errors import DataError
-
-Format = Literal["parquet", "csv", "jsonl"]
 
 _HEAD_BYTES = 1 << 20
 _DECODED_BYTES = 64 << 20
@@ -88,7 +86,7 @@ def look_at(path: Path) -> Found:
     if not text.strip():
         raise DataError(f"{path}: the file holds no rows; give a file with rows")
     if text.lstrip()[0] in "{[":
-        return _json_lines(path, text)
+        return Found(path, "jsonl", None, jsonl_names(DataFile(path, 0, "jsonl", None, {})))
     settings, columns = _csv(text, encoding, path)
     return Found(path, "csv", settings, columns)
 
@@ -128,16 +126,6 @@ def _parquet_columns(path: Path) -> tuple[str, ...]:
         raise DataError(
             f"{path}: not readable as Parquet ({str(error).splitlines()[0][:200]})"
         ) from error
-
-
-def _json_lines(path: Path, text: str) -> Found:
-    if text.lstrip()[0] == "[":
-        raise DataError(
-            f"{path}: is one JSON array; write JSON lines, one object a line, or Parquet"
-        )
-    raise DataError(
-        f"{path}: looks like JSON lines, which this release does not read; write Parquet or CSV"
-    )
 
 
 def _encoding(path: Path, head: bytes) -> str:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,18 +20,22 @@ _FALSE = frozenset({"no", "n", "false", "f", "0", "0.0"})
 _FEWEST_POSITIVES = 10
 _NESTED_SHARE = 0.999
 _MOST_LEVELS = 6
+_MOST_KINDS = 12
 
 
 @dataclass(frozen=True)
 class Label:
-    """A task: 0, 1 or NaN a sampled row. `rule` makes it of `column`; without one the column is the label."""
+    """A task: 0, 1 (a number for a regression) or NaN a sampled row.
+
+    `rule` makes it of `column`; without one the column is the label.
+    """
 
     task: str
     column: Column
     happened_B: NDArray[np.float64]
     rule: Mapping[str, Any] | None = None
     given: str | None = None
-    note: str = ""
+    kind: Literal["binary", "regression"] = "binary"
 
     @property
     def name(self) -> str:
@@ -65,7 +69,7 @@ def choose_labels(
     """
     if named:
         found = [label for name in named for label in _named(name, columns)]
-        return Chosen(_linked(found))
+        return Chosen(linked(found))
     free = [
         column for column in columns if column.side is None and column not in roles.named.values()
     ]
@@ -84,7 +88,7 @@ def choose_labels(
     if enough:
         listed = ", ".join(label.task for label in enough)
         said = f"predicts {listed}, because of the names; --label NAME (may be repeated) predicts something else"
-        return Chosen(_linked(enough), (said,), {**rare, **derived})
+        return Chosen(linked(enough), (said,), {**rare, **derived})
     return _guessed([label for label in candidates if _is_learnable(label)], free, ask)
 
 
@@ -92,12 +96,12 @@ def labels_of(column: Column) -> Iterator[Label]:
     """The labels that a column can be; none when it is neither binary nor a few ordered or named values."""
     if column.distinct < 2 or column.is_list or column.dtype in (None, "timestamp"):
         return
-    if column.is_number:
+    if names.is_event_type(column.file_name) and column.is_id and column.distinct <= _MOST_KINDS:
+        yield from _of_events(column)
+    elif column.is_number:
         yield from _of_numbers(column)
     elif column.distinct == 2:
         yield _of_two_texts(column)
-    elif names.is_event_type(column.file_name) and column.distinct <= 12:
-        yield from _of_events(column)
 
 
 def _named(name: str, columns: Sequence[Column]) -> list[Label]:
@@ -108,7 +112,9 @@ def _named(name: str, columns: Sequence[Column]) -> list[Label]:
             f"--label {name}: no such column{nearest(name, known)}; the columns: {', '.join(known[:20])}"
         )
     found = list(labels_of(column))
-    if not found and column.dtype == "string" and 2 < column.distinct <= 12:
+    if not found and column.is_number and column.distinct > 2:
+        return [Label(column.name, column, column.numbers(), kind="regression")]
+    if not found and column.dtype == "string" and 2 < column.distinct <= _MOST_KINDS:
         found = list(_of_events(column))
     if not found:
         raise ConfigError(
@@ -176,7 +182,8 @@ def _of_events(column: Column) -> Iterator[Label]:
     """Every kind of event but the most frequent one, which is what the others follow from."""
     values = np.array(column.values.to_pylist(), dtype=object)
     for value in column.by_frequency[1:]:
-        yield _by_rule(column, _slug(value), {"equals": value}, values == value)
+        task = _slug(value) if isinstance(value, str) else f"{column.name}_{value}"
+        yield _by_rule(column, task, {"equals": value}, values == value)
 
 
 def _by_rule(column: Column, task: str, rule: Mapping[str, Any], happened_B: NDArray[Any]) -> Label:
@@ -244,6 +251,8 @@ def _same(one: Label, other: Label) -> bool:
 
 
 def _is_learnable(label: Label) -> bool:
+    if label.kind == "regression":
+        return True
     known = int((~np.isnan(label.happened_B)).sum())
     return min(label.positives, known - label.positives) >= _FEWEST_POSITIVES
 
@@ -272,7 +281,7 @@ def _guessed(candidates: Sequence[Label], free: Sequence[Column], ask: Ask | Non
         raise DataError(
             f"several columns can be what is to be predicted: {', '.join(columns[:12])}; name one with --label"
         )
-    return Chosen(_linked([label for label in candidates if label.column.name == answer]), (said,))
+    return Chosen(linked([label for label in candidates if label.column.name == answer]), (said,))
 
 
 def _closest(free: Sequence[Column]) -> str:
@@ -301,17 +310,19 @@ def _described(column: Column) -> str:
     return f"{column.distinct} different values of {column.dtype}"
 
 
-def _linked(labels: Sequence[Label]) -> tuple[Label, ...]:
+def linked(labels: Sequence[Label]) -> tuple[Label, ...]:
     """Labels, most frequent first; one whose positives are all positives of another is given the rarest such one."""
-    ordered = sorted(labels, key=lambda label: -label.rate)
-    linked: list[Label] = []
+    ordered = sorted(labels, key=lambda label: (label.kind == "regression", -label.rate))
+    found: list[Label] = []
     for label in ordered:
-        parents = [other for other in linked if _implies(label, other)]
-        linked.append(replace(label, given=parents[-1].task if parents else None))
-    return tuple(_distinct_tasks(linked))
+        parents = [other for other in found if _implies(label, other)]
+        found.append(replace(label, given=parents[-1].task if parents else None))
+    return tuple(_distinct_tasks(found))
 
 
 def _implies(child: Label, parent: Label) -> bool:
+    if "regression" in (child.kind, parent.kind):
+        return False
     known = ~np.isnan(child.happened_B)
     if np.isnan(parent.happened_B[known]).any() or parent.rate > 0.97:
         return False

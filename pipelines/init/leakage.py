@@ -25,6 +25,8 @@ def leak(column: Column, labels: Sequence[Label]) -> str | None:
     if names.is_afterwards(column.file_name) and column.side is None:
         return "its name says that it is known only after the outcome"
     for label in labels:
+        if label.kind == "regression":
+            continue
         known_B = ~np.isnan(label.happened_B)
         happened_B = label.happened_B[known_B]
         if min(happened_B.sum(), len(happened_B) - happened_B.sum()) < _FEWEST_OF_A_CLASS:

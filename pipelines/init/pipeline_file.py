@@ -165,7 +165,9 @@ def _timestamps(decided: Decided) -> list[str]:
     time = decided.roles.time
     if time is None or time.unit is None:
         return []
-    return ["[timestamps]", *toml.aligned([(time.name, time.unit, "")])]
+    orders = "%d" in time.unit and "%m" in time.unit
+    note = "as strptime reads it; see that day and month are not swapped" if orders else ""
+    return ["[timestamps]", *toml.aligned([(time.name, time.unit, note)])]
 
 
 def _labels(decided: Decided) -> list[str]:
@@ -195,18 +197,15 @@ def _history(decided: Decided) -> list[str]:
     history, time = decided.history, decided.roles.time
     if history is None or time is None:
         return []
-    label = history.label
-    # A label made by a rule, or declared as a bool, is true; a declared number is 1.
-    happened = True if label.rule is not None or label.column.dtype == "bool" else 1
     tokens = {history.item_column: history.item.name, history.time_column: time.name}
     entries: list[tuple[str, Any, str]] = [
-        ("where", {"column": label.name, "equals": happened}, ""),
+        ("where", history.where, ""),
         ("max_length", history.max_length, ""),
         ("tokens", tokens, ""),
     ]
     return [
         *toml.comment(
-            f"The user's earlier rows with {label.task}: nothing of the row's own time or later is seen. "
+            f"The user's earlier rows with {history.what}: nothing of the row's own time or later is seen. "
             "tokens: the column made here = the column that an event carries."
         ),
         f"[histories.{toml.key(history.name)}]",

@@ -10,7 +10,7 @@ from pipelines.init.decided import Decided, decide
 from pipelines.init.experiment_file import experiment_text
 from pipelines.init.labels import Ask
 from pipelines.init.pipeline_file import pipeline_text
-from pipelines.init.schema_file import schema_text
+from pipelines.init.schema_file import said_rate, schema_text
 from pipelines.init.tables import read_tables
 from pipelines.plan import load_plan
 from recsys.errors import ArtifactError, ConfigError
@@ -67,7 +67,7 @@ class Proposal:
         rows = decided.tables.rows
         looked = "all looked at" if rows.is_whole else f"{rows.table.num_rows} of them looked at"
         tasks = ", ".join(
-            f"{label.task} ({label.rate:.1%}{f', given {label.given}' if label.given else ''})"
+            f"{label.task} ({said_rate(label)}{f', given {label.given}' if label.given else ''})"
             for label in decided.labels
         )
         inputs, left_out = decided.inputs.columns, decided.inputs.left_out
@@ -99,9 +99,8 @@ def propose(
     cannot be decided is one sentence. Raises ConfigError for a name that no column has, and DataError for files that
     cannot be read, do not belong together, or hold nothing to predict or to learn from.
     """
-    return Proposal(
-        decide(read_tables(files), labels=labels, user=user, item=item, time=time, ask=ask)
-    )
+    tables = read_tables(files, times=() if time is None else (time,))
+    return Proposal(decide(tables, labels=labels, user=user, item=item, time=time, ask=ask))
 
 
 def _counted(number: int, what: str) -> str:

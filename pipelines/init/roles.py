@@ -15,6 +15,7 @@ _SPLIT_VALUES: Mapping[str, frozenset[str]] = {
     "test": frozenset({"test", "testing", "te", "holdout"}),
 }
 _UNIQUE_SHARE = 0.98
+_FEWEST_KEYS = 20
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,16 @@ def find_roles(
 ) -> Roles:
     """The roles of columns. Names that are given decide; otherwise names and values do. Raises ConfigError."""
     ids = [column for column in columns if column.is_id and column.side is None]
-    chosen_user = _given(user, ids, columns, "user") if user else _first(ids, names.is_user)
-    chosen_item = _given(item, ids, columns, "item") if item else _first(ids, names.is_item)
+    chosen_user = (
+        _given(user, ids, columns, "user")
+        if user
+        else _first(ids, names.is_user, least=_FEWEST_KEYS)
+    )
+    chosen_item = (
+        _given(item, ids, columns, "item")
+        if item
+        else _first(ids, names.is_item, least=_FEWEST_KEYS)
+    )
     if not has_names:
         chosen_user, chosen_item = _by_repetition(ids, chosen_user, chosen_item)
     if chosen_item is not None and chosen_item == chosen_user:
@@ -69,6 +78,7 @@ def find_roles(
         _first(
             [column for column in columns if column.is_number and _is_weight(column)],
             names.is_weight,
+            least=2,
         ),
         split,
         values,
@@ -95,9 +105,9 @@ def _given(name: str, fitting: Sequence[Column], columns: Sequence[Column], role
     )
 
 
-def _first(columns: Sequence[Column], fits: Callable[[str], bool]) -> Column | None:
-    """The column whose name fits; of several the one with more rows a value... the first of those that repeat."""
-    fitting = [column for column in columns if fits(column.file_name) and column.distinct > 1]
+def _first(columns: Sequence[Column], fits: Callable[[str], bool], *, least: int) -> Column | None:
+    """The first column of at least so many values whose name fits."""
+    fitting = [column for column in columns if fits(column.file_name) and column.distinct >= least]
     # `user_id` before `user_rank`, and what repeats before what does not.
     return min(fitting, key=lambda column: not names.is_id(column.file_name), default=None)
 

@@ -5,6 +5,7 @@ from typing import Any
 from pipelines.init import toml
 from pipelines.init.columns import Column
 from pipelines.init.decided import Decided
+from pipelines.init.labels import Label
 
 
 def schema_text(decided: Decided) -> str:
@@ -15,6 +16,7 @@ def schema_text(decided: Decided) -> str:
         _keys(decided),
         _tables(decided),
         _features(decided),
+        *_brought(decided),
         _sequence(decided),
         _tasks(decided),
         _left_out(decided),
@@ -122,13 +124,27 @@ def _features(decided: Decided) -> list[str]:
     return [*lines, "[features]", *toml.aligned(entries)]
 
 
+def _brought(decided: Decided) -> list[list[str]]:
+    """Sequences that the rows bring along."""
+    return [
+        [
+            *toml.comment(
+                "Earlier events that each row brings along: lists of equal length, oldest event first."
+            ),
+            f"[sequences.{toml.key(name)}]",
+            *toml.aligned([(key, item, "") for key, item in settings.items()]),
+        ]
+        for name, settings in decided.inputs.sequences.items()
+    ]
+
+
 def _sequence(decided: Decided) -> list[str]:
     history = decided.history
     if history is None:
         return []
     return [
         *toml.comment(
-            f"The user's last items with {history.label.task}, strictly before the row; oldest first."
+            f"The user's last items with {history.what}, strictly before the row; oldest first."
         ),
         f"[sequences.{toml.key(history.name)}]",
         *toml.aligned(
@@ -145,16 +161,22 @@ def _sequence(decided: Decided) -> list[str]:
 def _tasks(decided: Decided) -> list[str]:
     entries: list[tuple[str, Any, str]] = []
     for label in decided.labels:
-        settings = {"label": label.name, **({"given": label.given} if label.given else {})}
-        share = (
-            f"{label.rate:.2%} of the rows" if label.rate < 0.1 else f"{label.rate:.1%} of the rows"
-        )
-        entries.append((label.task, settings, share))
+        settings: dict[str, Any] = {"label": label.name}
+        settings |= {"given": label.given} if label.given else {}
+        settings |= {"kind": label.kind} if label.kind == "regression" else {}
+        entries.append((label.task, settings, said_rate(label)))
     lines = ["[tasks]", *toml.aligned(entries)]
     if any(label.given for label in decided.labels):
         why = "given: every row with the one has the other too, so p(this) = p(given) p(this | given)."
         lines = [*toml.comment(why), *lines]
     return lines
+
+
+def said_rate(label: Label) -> str:
+    """How often a label is 1, or the mean of a regression's."""
+    if label.kind == "regression":
+        return f"mean {label.rate:.4g}"
+    return f"{label.rate:.2%} of the rows" if label.rate < 0.1 else f"{label.rate:.1%} of the rows"
 
 
 def _left_out(decided: Decided) -> list[str]:

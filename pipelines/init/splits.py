@@ -43,16 +43,16 @@ class SplitChoice:
 
 
 def choose_split(
-    roles: Roles, files: Sequence[Path], *, user_is_input: bool, rows: int
+    roles: Roles, files: Sequence[Path], *, user_is_input: bool, known_B: NDArray[np.bool_]
 ) -> SplitChoice:
-    """The split that the files or a column bring along; else by time; else by hash."""
+    """The split that the files or a column bring along; else by time; else by hash. `known_B`: rows with a label."""
     given = _by_file(files)
     if given:
         return given
     if roles.split is not None and roles.split_values is not None:
         return _by_column(roles.split, roles.split_values)
     if roles.time is not None and roles.time.null_share <= _NULL_TIMES:
-        found = _by_time(roles.time)
+        found = _by_time(roles.time, known_B)
         if found is not None:
             return found
     if roles.user is not None and not user_is_input and roles.user.repetition >= 2:
@@ -116,9 +116,9 @@ def _one_of(column: str, values: tuple[str, ...]) -> dict[str, Any]:
     )
 
 
-def _by_time(time: Column) -> SplitChoice | None:
+def _by_time(time: Column, known_B: NDArray[np.bool_]) -> SplitChoice | None:
     """By days where there are some; by two moments where days are few or many; None where time hardly passes."""
-    numbers_B = time.numbers()
+    numbers_B = time.numbers()[known_B]
     times_B = np.sort(numbers_B[~np.isnan(numbers_B)]).astype(np.int64)
     if len(np.unique(times_B)) < 20:
         return None

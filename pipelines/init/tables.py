@@ -1,6 +1,6 @@
 """Which of the given files hold the rows, and which are tables beside them."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,8 +37,10 @@ class Tables:
     sides: tuple[SideTableFound, ...]
 
 
-def read_tables(files: Sequence[Path]) -> Tables:
-    """The files' columns over a sample of rows. Raises DataError naming the file that does not belong."""
+def read_tables(files: Sequence[Path], *, times: Collection[str] = ()) -> Tables:
+    """The files' columns over a sample of rows; `times` are columns known to hold times.
+
+    Raises DataError naming the file that does not belong."""
     groups: dict[frozenset[str], list[Found]] = {}
     for found in map(look_at, expand(files)):
         groups.setdefault(frozenset(found.columns), []).append(found)
@@ -48,7 +50,7 @@ def read_tables(files: Sequence[Path]) -> Tables:
         raise DataError(
             f"{main.files[0].path}: holds no rows below its header; give a file with rows"
         )
-    columns = columns_of(main)
+    columns = columns_of(main, times=times)
     sides: list[SideTableFound] = []
     for other in samples:
         if other is not main:
@@ -69,7 +71,7 @@ def _beside(
         )
     if not other.is_whole:
         other = sample(other.files, limit=_SIDE_ROWS)
-    own = columns_of(other, taken=())
+    own = columns_of(other)
     pair = next(iter(_key_pairs(columns, own)), None)
     if pair is None:
         raise DataError(

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.convert import Unit, parse
-from pipelines.init.units import unit_of
+from pipelines.convert import parse
+from pipelines.init.dates import form_of_numbers, form_of_text
+from pipelines.times import TimeForm
 from recsys.errors import DataError
 
 # Read as "nothing here" wherever they stand.
@@ -33,7 +34,7 @@ class Typed:
     values: pa.Array
     dtype: str
     nulls: tuple[str, ...] = ()
-    unit: Unit | None = None
+    unit: TimeForm | None = None
     separator: str | None = None
     note: str = ""
 
@@ -72,12 +73,16 @@ def _solid(values: pa.Array, solid: pa.Array, *, is_time: bool) -> Typed | None:
             numbers = parse(values, "int64")
         except pa.ArrowInvalid:
             return Typed(values, "string", note="text, because the numbers exceed 64 bits")
-        unit = unit_of(numbers, is_time=is_time)
+        unit = form_of_numbers(numbers) if is_time else None
         if unit is not None:
             return Typed(parse(values, "timestamp", unit=unit), "timestamp", unit=unit)
         return Typed(numbers, "int64")
     if _all(solid, _NUMBER):
-        return Typed(parse(values, "float64"), "float64")
+        numbers = parse(values, "float64")
+        unit = form_of_numbers(numbers) if is_time else None
+        if unit is not None:
+            return Typed(parse(values, "timestamp", unit=unit), "timestamp", unit=unit)
+        return Typed(numbers, "float64")
     if _all(solid, r"^(true|false|True|False|TRUE|FALSE)$"):
         return Typed(parse(values, "bool"), "bool")
     if _all(solid, _ISO):
@@ -85,6 +90,9 @@ def _solid(values: pa.Array, solid: pa.Array, *, is_time: bool) -> Typed | None:
             return Typed(parse(values, "timestamp"), "timestamp")
         except (pa.ArrowInvalid, DataError):
             return None
+    unit = form_of_text(solid)
+    if unit is not None:
+        return Typed(parse(values, "timestamp", unit=unit), "timestamp", unit=unit)
     return None
 
 
