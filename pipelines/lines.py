@@ -29,19 +29,21 @@ def line_blocks(
 
     Text of another encoding is translated; UTF-8 is passed on as it is. Raises UnicodeDecodeError.
     """
-    rest = b""
+    held = rest = b""
     first = within is None or within.start == 0
     for block in _in_utf8(_byte_blocks(path, within), encoding):
         if first:
             block, first = block.removeprefix(_BYTE_ORDER_MARK), False
         whole, feed, tail = block.rpartition(b"\n")
-        if feed:
-            yield rest + whole + feed
-            rest = tail
-        else:
+        if not feed:
             rest += block
-    if rest:
-        yield rest + b"\n"
+            continue
+        # Held back, so that a last line without its line feed is not alone in a block.
+        if held:
+            yield held
+        held, rest = rest + whole + feed, tail
+    if held or rest:
+        yield held + rest + (b"\n" if rest else b"")
 
 
 def cut_ranges(
