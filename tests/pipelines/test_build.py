@@ -407,18 +407,56 @@ def test_ray_writes_the_same_bytes_as_this_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    tables = {f"log{n}.parquet": impressions(2_000, seed=n) for n in range(3)}
     monkeypatch.setattr(rows, "cut_into_parts", partial(files.cut_into_parts, part_rows=2_000))
-    small = parquet_pipeline(tmp_path, tables, BY_TIME + HISTORY, schema=SEQUENCE_SCHEMA)
+    small = every_format(tmp_path)
     here = built(small)
     expected = {
         item.day: resolve(tmp_path / "data" / item.day, kind="day").files for item in here.days
     }
     there = built(small, ray=True)
     assert len(small.reader().parts) == 3
-    assert there.rows_read == here.rows_read == 6_000
+    assert there.rows_read == here.rows_read == 5_000
     for name, manifest in expected.items():
         assert resolve(tmp_path / "data" / name, kind="day").files == manifest
+
+
+EVENTS = """
+[counters.shown]
+by = ["user", "item"]
+window_seconds = 86_400
+[labels]
+returned = { event = { column = "clicked", equals = true }, same = "user", within_seconds = 3600 }
+"""
+
+
+def every_format(folder: Path) -> SmallPipeline:
+    """Parquet, CSV and JSON lines in one pipeline, with a history, a counter and an attributed label."""
+    logs = [impressions(count, seed=count).to_pylist() for count in (3_000, 1_200, 800)]
+    texts = [
+        [
+            row | {"shown_at": row["shown_at"].isoformat(), "clicked": int(row["clicked"])}
+            for row in log
+        ]
+        for log in logs
+    ]
+    names = list(texts[1][0])
+    lines = [",".join("" if row[n] is None else str(row[n]) for n in names) for row in texts[1]]
+    tables: dict[str, str | bytes | pa.Table] = {
+        "log.parquet": pa.Table.from_pylist(logs[0], impressions(1).schema),
+        "log.csv": "\n".join([",".join(names), *lines]),
+        "log.jsonl": "\n".join(
+            json.dumps(row | {"clicked": bool(row["clicked"])}) for row in texts[2]
+        ),
+    }
+    sources = "".join(
+        f'[[sources]]\npath = "log.{kind}"\nformat = "{kind}"\n'
+        for kind in ("parquet", "csv", "jsonl")
+    )
+    pipeline = BY_TIME[: BY_TIME.index("[source]")] + sources + BY_TIME[BY_TIME.index("[split]") :]
+    schema = SEQUENCE_SCHEMA.replace("[keys]", 'shown = "int64"\nreturned = "bool"\n[keys]')
+    schema = schema.replace("[sequences", 'shown = { kind = "numeric" }\n[sequences', 1)
+    schema += 'back = { label = "returned" }\n'
+    return SmallPipeline(folder, schema, pipeline + HISTORY + EVENTS, tables)
 
 
 def test_a_mistake_met_by_a_worker_is_raised_as_it_would_be_here(tmp_path: Path) -> None:
