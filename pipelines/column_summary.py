@@ -15,7 +15,9 @@ _KEPT_HASHES = 4096
 
 @dataclass
 class ColumnSummary:
-    """Nulls, distinct values, smallest and largest of a column. Of a list column, its values are described.
+    """Nulls, distinct values, smallest and largest of a column.
+
+    Of a list column, its values are described; of a map, its distinct keys and the smallest and largest number.
 
     Up to 4096 distinct values are counted exactly; beyond that the number is estimated from the 4096 smallest hashes
     (Bar-Yossef et al., 2002), with a standard error of 1.6 %.
@@ -32,17 +34,16 @@ class ColumnSummary:
         """Take in a batch of the column."""
         self.rows += len(values)
         self.nulls += values.null_count
-        flat = values.flatten() if pa.types.is_list(values.type) else values
-        flat = flat.drop_null()
-        if pa.types.is_floating(flat.type):
-            finite = pc.is_finite(flat)
-            self.not_finite += len(flat) - finite.true_count
-            flat = flat.filter(finite)
-        if not len(flat):
+        if pa.types.is_map(values.type):
+            # Of the maps that are not null alone: a null one may own hidden pairs.
+            maps = values.drop_null()
+            start, stop = maps.offsets[0].as_py(), maps.offsets[-1].as_py()
+            self._bound(self._finite(maps.items.slice(start, stop - start)))
+            self._count(maps.keys.slice(start, stop - start))
             return
+        flat = self._finite(values.flatten() if pa.types.is_list(values.type) else values)
         self._bound(flat)
-        hashes = np.unique(np.concatenate([self._hashes, np.unique(_hashed(flat))]))
-        self._hashes = hashes[:_KEPT_HASHES]
+        self._count(flat)
 
     @property
     def exact(self) -> bool:
@@ -73,7 +74,23 @@ class ColumnSummary:
             **shown,
         }
 
+    def _finite(self, flat: pa.Array) -> pa.Array:
+        """The values that are not null and no NaN or infinity, which are counted."""
+        flat = flat.drop_null()
+        if not pa.types.is_floating(flat.type):
+            return flat
+        finite = pc.is_finite(flat)
+        self.not_finite += len(flat) - finite.true_count
+        return flat.filter(finite)
+
+    def _count(self, flat: pa.Array) -> None:
+        if len(flat):
+            hashes = np.unique(np.concatenate([self._hashes, np.unique(_hashed(flat))]))
+            self._hashes = hashes[:_KEPT_HASHES]
+
     def _bound(self, flat: pa.Array) -> None:
+        if not len(flat):
+            return
         bounds = pc.min_max(flat)
         least, most = bounds["min"].as_py(), bounds["max"].as_py()
         self.least = least if self.least is None else min(self.least, least)

@@ -122,6 +122,16 @@ def test_ids_that_an_encoder_does_not_know_are_counted(tmp_path: Path) -> None:
     assert "20.00% of item" in report.render()
 
 
+def test_a_map_is_summed_up_by_its_keys_and_its_numbers() -> None:
+    pairs = [[("a", 1.0), ("b", None)], None, [], [("a", float("nan")), ("c", -2.0)]]
+    maps = pa.array(pairs, pa.map_(pa.string(), pa.float32()))
+    summary = ColumnSummary()
+    for part in (maps.slice(0, 2), maps.slice(2, 2)):
+        summary.add(part)
+    expected = {"rows": 4, "nulls": 1, "not_finite": 1, "distinct": 3, "least": -2.0, "most": 1.0}
+    assert summary.to_json() == expected
+
+
 def test_distinct_values_are_exact_when_few_and_close_when_many() -> None:
     rng = np.random.default_rng(0)
     few, many = ColumnSummary(), ColumnSummary()
