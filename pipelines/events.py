@@ -52,12 +52,15 @@ class EventIndex:
                 return {name: self._happened(section, timeline, rows).cast(dtype)}
 
     def _happened(self, label: Attribution, timeline: Timeline, rows: Moments) -> pa.Array:
-        """True, false, or null where the log ends before the label's window does or the row has no key or time."""
+        """True or false; null where the log ends before the label's window, or the row has no key or time.
+
+        Null whatever came by then: were only the false ones null, most of what is left of the log's end would be true.
+        """
         window = label.within_seconds * _SECOND
-        happened_B = timeline.since(rows, window=window).counts() > 0
         last_time = np.iinfo(np.int64).min if self.last_time is None else self.last_time
         mature_B = rows.later(window) <= last_time
-        return pa.array(happened_B, mask=~(rows.known_B & (happened_B | mature_B)))
+        happened_B = timeline.since(rows, window=window).counts() > 0
+        return pa.array(happened_B, mask=~(rows.known_B & mature_B))
 
 
 def gather(plan: Plan, tables: Iterable[pa.Table]) -> EventIndex:
