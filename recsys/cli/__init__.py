@@ -14,6 +14,7 @@ from typing import Any
 import typer
 
 from recsys.cli import data, model, service
+from recsys.cli.quickstart import quickstart
 from recsys.errors import UserError
 
 app = typer.Typer(
@@ -47,6 +48,7 @@ def _fail(message: str, *, code: int) -> None:
 
 # In the order in which help lists them.
 for command in (
+    quickstart,
     data.init,
     data.simulate,
     data.fit,

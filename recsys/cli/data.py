@@ -1,12 +1,22 @@
 """Commands about data: simulated or raw rows to encoded days."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from recsys.cli.show import AsJson, Pipeline, choice, show
+from recsys.cli.show import (
+    AsJson,
+    ItemColumn,
+    Labels,
+    MayAsk,
+    Pipeline,
+    RawFiles,
+    TimeColumn,
+    UserColumn,
+    asking,
+    show,
+)
 
 
 def simulate(
@@ -31,34 +41,13 @@ def simulate(
 
 
 def init(
-    files: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="FILE...",
-            help="Parquet, CSV or JSON lines, or folders of them.",
-            show_default=False,
-        ),
-    ],
+    files: RawFiles,
     out: Annotated[Path, typer.Option(help="Where the three TOML files go.")] = Path(),
-    labels: Annotated[
-        list[str] | None,
-        typer.Option("--label", help="A column to predict; may be repeated.", show_default=False),
-    ] = None,
-    user: Annotated[
-        str | None, typer.Option(help="The column of users.", show_default=False)
-    ] = None,
-    item: Annotated[
-        str | None, typer.Option(help="The column of items.", show_default=False)
-    ] = None,
-    time: Annotated[
-        str | None, typer.Option(help="The column of times.", show_default=False)
-    ] = None,
-    may_ask: Annotated[
-        bool,
-        typer.Option(
-            "--input/--no-input", help="Whether to ask on a terminal what cannot be told."
-        ),
-    ] = True,
+    labels: Labels = None,
+    user: UserColumn = None,
+    item: ItemColumn = None,
+    time: TimeColumn = None,
+    may_ask: MayAsk = True,
     force: Annotated[
         bool, typer.Option("--force", help="Replace TOML files that are there.")
     ] = False,
@@ -66,8 +55,9 @@ def init(
     """Write commented schema.toml, pipeline.toml and experiment.toml for your own files."""
     from pipelines.init import propose
 
-    ask = choice if may_ask and sys.stdin.isatty() and sys.stdout.isatty() else None
-    proposal = propose(files, labels=labels or (), user=user, item=item, time=time, ask=ask)
+    proposal = propose(
+        files, labels=labels or (), user=user, item=item, time=time, ask=asking(may_ask)
+    )
     proposal.write(out, force=force)
     pipeline, experiment = out / "pipeline.toml", out / "experiment.toml"
     typer.echo(proposal.render())
