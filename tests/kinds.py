@@ -13,8 +13,8 @@ from recsys.fitting import fit
 from recsys.schema import Schema
 from tests.recsys import small_data
 
-TOML = """
-[columns]
+_MORE = {
+    "columns": """
 interests = "list<string>"
 interest_weights = "list<float32>"
 category_ctr = "map<string,float32>"
@@ -29,13 +29,13 @@ title = "string"
 listed_at = "timestamp"
 clicks = "int32"
 views = "int32"
-
-[tables]
+""",
+    "tables": """
 pair = { rows = 200, dim = 4, ids = "hash" }
 word = { rows = 150, dim = 4, ids = "hash" }
 letter = { rows = 60, dim = 4 }
-
-[features]
+""",
+    "features": """
 interests = { kind = "multi_valued", weights = "interest_weights", table = "tag", side = "user" }
 scored_tags = { kind = "multi_valued", column = "tags", weights = "tag_scores", table = "tag", pooling = "sum" }
 taste = { kind = "vector", dim = 2, side = "user" }
@@ -50,16 +50,21 @@ listed = { kind = "date_part", column = "listed_at", part = "weekday", side = "c
 query = { kind = "text", table = "letter", unit = "character", ngrams = [2, 3], side = "user" }
 title = { kind = "text", table = "word", max_ids = 8 }
 price_level = { kind = "bucket", column = "price", edges = [0.5, 1.0, 2.0], dim = 4 }
-"""
+""",
+}
 _WORDS = ("red", "Green", "blue", "shoe", "shirt", "cap", "wool", "größe")
 
 
+def toml() -> str:
+    """The small schema with the columns, tables and features above beside its own."""
+    text = small_data.SCHEMA_TOML
+    for section, more in _MORE.items():
+        text = text.replace(f"[{section}]\n", f"[{section}]{more}", 1)
+    return text
+
+
 def tree() -> dict[str, Any]:
-    """The small schema with the features above beside its own."""
-    found, more = tomllib.loads(small_data.SCHEMA_TOML), tomllib.loads(TOML)
-    for section in ("columns", "tables", "features"):
-        found[section] |= more[section]
-    return found
+    return tomllib.loads(toml())
 
 
 @cache
@@ -84,7 +89,7 @@ def rows(count: int, *, seed: int) -> pa.Table:
     def words() -> str:
         return " ".join(random.choice(_WORDS, random.integers(0, 6)))
 
-    columns: dict[str, list[Any]] = {name: [] for name in tomllib.loads(TOML)["columns"]}
+    columns: dict[str, list[Any]] = {name: [] for name in tomllib.loads(_MORE["columns"])}
     for row in small.to_pylist():
         interests = maybe(tags(random.integers(0, 5)))
         categories = random.choice(6, random.integers(0, 5), replace=False)
