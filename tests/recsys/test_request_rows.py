@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from recsys.encode import Encoder
 from recsys.errors import DataError
+from recsys.fitting import fit
 from recsys.layout import encoded_arrow
 from recsys.request_rows import RequestColumns, RequestEncoder
 from recsys.schema import Schema
@@ -43,7 +44,7 @@ def test_each_column_is_carried_once_and_shared_where_candidates_need_it(
 ) -> None:
     sections = (*columns.user, *columns.context, *columns.candidate)
     assert sorted(sections) == sorted(kinds.schema().request_columns)
-    assert columns.shared == ("user_id", "interests", "category_ctr", "item_seconds", "budget")
+    assert set(columns.shared) == {"user_id", "interests", "category_ctr", "item_seconds", "budget"}
     assert RequestColumns.of(full_schema()).shared == ()
 
 
@@ -52,8 +53,6 @@ def test_candidates_are_encoded_as_rows_that_hold_their_users_values(source: str
     if source == "kinds":
         encoder, rows = kinds.encoder(), kinds.rows(80, seed=4)
     else:
-        from recsys.fitting import fit
-
         encoder, rows = fit(every_kind.parse(), [every_kind.rows(200)]), every_kind.rows(80, seed=4)
     random = np.random.default_rng(0)
     for users in (1, 7, 80):
