@@ -6,6 +6,7 @@ E events, K keys, T distinct times, B rows, N tokens of a batch.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -101,15 +102,15 @@ class Timeline:
 
     def before(self, rows: Moments, *, window: int | None = None) -> Spans:
         """Events of each row's key strictly before its time; with a `window`, at most so many microseconds before."""
-        end_B = np.searchsorted(self.time_T, rows.time_B)
+        end_B = _ranks(self.time_T, rows.time_B)
         if window is None:
             return self._spans(rows, np.zeros_like(end_B), end_B)
-        return self._spans(rows, np.searchsorted(self.time_T, rows.earlier(window)), end_B)
+        return self._spans(rows, _ranks(self.time_T, rows.earlier(window)), end_B)
 
     def since(self, rows: Moments, *, window: int) -> Spans:
         """Events of each row's key at its time and up to `window` microseconds later, both ends included."""
-        start_B = np.searchsorted(self.time_T, rows.time_B)
-        end_B = np.searchsorted(self.time_T, rows.later(window), side="right")
+        start_B = _ranks(self.time_T, rows.time_B)
+        end_B = _ranks(self.time_T, rows.later(window), side="right")
         return self._spans(rows, start_B, end_B)
 
     def lists(self, spans: Spans) -> dict[str, pa.ListArray]:
@@ -125,11 +126,11 @@ class Timeline:
 
     def _spans(self, rows: Moments, start_rank_B: Ints, end_rank_B: Ints) -> Spans:
         """Events of each row's key whose time has a rank in an interval; none where key or time are unknown."""
-        rank_B = np.searchsorted(self.key_K, rows.key_B)
-        known_B = rows.known_B & (np.searchsorted(self.key_K, rows.key_B, side="right") > rank_B)
+        rank_B = _ranks(self.key_K, rows.key_B)
+        known_B = rows.known_B & (_ranks(self.key_K, rows.key_B, side="right") > rank_B)
         first_B = rank_B * (len(self.time_T) + 1)
-        start_B = np.searchsorted(self.rank_E, first_B + start_rank_B)
-        end_B = np.searchsorted(self.rank_E, first_B + end_rank_B)
+        start_B = _ranks(self.rank_E, first_B + start_rank_B)
+        end_B = _ranks(self.rank_E, first_B + end_rank_B)
         return Spans(np.where(known_B, start_B, 0), np.where(known_B, end_B, 0))
 
 
@@ -175,6 +176,14 @@ class EventLog:
             key_rank_E * (len(time_T) + 1) + time_rank_E,
             {name: _Coded(item.codes_E[order_E], item.values) for name, item in coded.items()},
         )
+
+
+def _ranks(sorted_E: Ints, values_B: Ints, *, side: Literal["left", "right"] = "left") -> Ints:
+    """np.searchsorted, with the values in order: then each search begins where memory is warm from the last."""
+    order_B = np.argsort(values_B)
+    rank_B = np.empty(len(values_B), np.int64)
+    rank_B[order_B] = np.searchsorted(sorted_E, values_B[order_B], side=side)
+    return rank_B
 
 
 def _coded(chunks: Sequence[pa.Array], value_type: pa.DataType) -> _Coded:
