@@ -8,6 +8,7 @@ import numpy as np
 
 from pipelines.init import names
 from pipelines.init.columns import Column
+from pipelines.init.counters import CounterChoice, add_counters
 from pipelines.init.event_log import EventLog, attributed, event_log
 from pipelines.init.features import Inputs, choose_inputs
 from pipelines.init.labels import Ask, Chosen, Label, choose_labels, linked
@@ -20,7 +21,7 @@ from recsys.errors import DataError
 
 _FEWEST_ROWS = 100
 _HISTORY_ROWS_A_USER = 3
-_HISTORY_RATE = 0.95
+_USUAL_RATE = 0.95
 _DAY_MICROSECONDS = 86_400 * 1_000_000
 
 
@@ -58,6 +59,7 @@ class Decided:
     labels: tuple[Label, ...]
     inputs: Inputs
     history: HistoryChoice | None
+    counters: tuple[CounterChoice, ...]
     split: SplitChoice
     training: TrainingChoice
     time_parts: Mapping[str, str]
@@ -98,7 +100,14 @@ def decide(
         user_is_input=roles.user is not None and roles.user.name in inputs.columns,
         known_B=np.logical_or.reduce([~np.isnan(label.happened_B) for label in chosen.labels]),
     )
-    history = _history(roles, chosen.labels, inputs, log)
+    outcome = _outcome(chosen.labels)
+    history = _history(roles, outcome, inputs, log)
+    counters: tuple[CounterChoice, ...] = ()
+    if outcome is not None:
+        every = None if log is None else log.rule
+        counters = add_counters(
+            inputs, roles, what=outcome.what, where=outcome.where, every=every, rate=outcome.rate
+        )
     time_parts = {
         names.clean(f"time_{part}", {*inputs.features, *inputs.tables}): part
         for part in _time_parts(roles.time)
@@ -114,8 +123,9 @@ def decide(
         chosen.labels,
         inputs,
         history,
+        counters,
         split,
-        choose_training(round(0.8 * rows), tasks=len(chosen.labels)),
+        choose_training(round(0.8 * rows), tasks=len(chosen.labels), knows_rates=bool(counters)),
         time_parts,
         tuple(_filters(roles, chosen, split, log)),
         (*_key_reasons(roles), *dropped, *chosen.decisions),
@@ -170,26 +180,39 @@ def _key_reasons(roles: Roles) -> list[str]:
     return said
 
 
+@dataclass(frozen=True)
+class _Outcome:
+    """What histories and counters are about: its name, the rule of the rows where it happened, and how often."""
+
+    what: str
+    where: Mapping[str, Any]
+    rate: float
+
+
+def _outcome(labels: Sequence[Label]) -> _Outcome | None:
+    """The most frequent label that is not almost always true; a rule that a row's own time can tell."""
+    usual = [label for label in labels if label.kind == "binary" and label.rate <= _USUAL_RATE]
+    if not usual:
+        return None
+    label = max(usual, key=lambda one: one.positives)
+    if label.rule is not None and "event" in label.rule:
+        return _Outcome(label.task, label.rule["event"], label.rate)
+    # A label made by a rule, or declared as a bool, is true; a declared number is 1.
+    is_bool = label.rule is not None or label.column.dtype == "bool"
+    where = {"column": label.name, "equals": True if is_bool else 1}
+    return _Outcome(label.task, where, label.rate)
+
+
 def _history(
-    roles: Roles, labels: Sequence[Label], inputs: Inputs, log: EventLog | None
+    roles: Roles, outcome: _Outcome | None, inputs: Inputs, log: EventLog | None
 ) -> HistoryChoice | None:
     user, item, time = roles.user, roles.item, roles.time
     if user is None or item is None or time is None or item.name not in inputs.features:
         return None
-    if user.rows / max(user.estimated_distinct, 1) < _HISTORY_ROWS_A_USER:
+    if outcome is None or user.rows / max(user.estimated_distinct, 1) < _HISTORY_ROWS_A_USER:
         return None
-    if log is not None:
-        what, where = str(log.impression), log.rule
-    else:
-        usual = [
-            label for label in labels if label.kind == "binary" and label.rate <= _HISTORY_RATE
-        ]
-        if not usual:
-            return None
-        label = max(usual, key=lambda one: one.positives)
-        # A label made by a rule, or declared as a bool, is true; a declared number is 1.
-        is_bool = label.rule is not None or label.column.dtype == "bool"
-        what, where = label.task, {"column": label.name, "equals": True if is_bool else 1}
+    # In a log of events the impressions say more than the few events that followed.
+    what, where = (str(log.impression), log.rule) if log else (outcome.what, outcome.where)
     feature = inputs.features[item.name]
     name = names.clean(f"past_{what}"[:48], {*inputs.features, *inputs.columns, *inputs.sequences})
     return HistoryChoice(name, what, where, item, item.name, str(feature["table"]), 20)

@@ -25,6 +25,7 @@ def pipeline_text(decided: Decided, folder: Path) -> str:
         _labels(decided),
         *_filters(decided),
         _history(decided),
+        _counters(decided),
         _split(decided),
     ]
     return "\n\n".join("\n".join(lines) for lines in sections if lines) + "\n"
@@ -211,6 +212,24 @@ def _history(decided: Decided) -> list[str]:
         f"[histories.{toml.key(history.name)}]",
         *toml.aligned(entries),
     ]
+
+
+def _counters(decided: Decided) -> list[str]:
+    entries: list[tuple[str, Any, str]] = [
+        (
+            counter.name,
+            {"by": counter.by, **({"where": counter.where} if counter.where else {})},
+            "",
+        )
+        for counter in decided.counters
+    ]
+    if not entries:
+        return []
+    why = (
+        "How many earlier rows there were, strictly before the row: the rates in [features] are made of them. A caller "
+        "of the server sends the counts of that moment."
+    )
+    return [*toml.comment(why), "[counters]", *toml.aligned(entries)]
 
 
 def _split(decided: Decided) -> list[str]:

@@ -39,6 +39,8 @@ def declared(decided: Decided) -> dict[str, tuple[str, str]]:
     if history is not None:
         found[history.item_column] = (history.item_dtype, "made by [histories] in pipeline.toml")
         found[history.time_column] = ("list<timestamp>", "")
+    for counter in decided.counters:
+        found[counter.name] = ("int64", "made by [counters] in pipeline.toml")
     for label in decided.labels:
         if label.rule is not None:
             found[label.name] = ("bool", "made by [labels] in pipeline.toml")
