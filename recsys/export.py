@@ -12,6 +12,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from recsys.golden import Golden
 from recsys.layout import encoded_arrow, label_column, observed_column
 from recsys.made_up import made_up_rows
 from recsys.models import NamedProgram, RankingModel
+from recsys.models.experts import fold_norms
 from recsys.publish import Published, publication
 from recsys.request_rows import RequestColumns, RequestEncoder
 from recsys.run import BEST, load_run
@@ -158,7 +160,9 @@ def _write_program(model: RankingModel, schema: Schema, directory: Path) -> None
 
 def _onnx_program(model: RankingModel, inputs: Mapping[str, Any]) -> onnx.ModelProto:
     """The program as ONNX, its dynamic axes named as in the signature."""
-    named = NamedProgram(model.program).eval()
+    program = deepcopy(model.program)
+    fold_norms(program)
+    named = NamedProgram(program).eval()
     assert tuple(inputs) == named.names, "the signature and the program name their inputs alike"
     # Sizes of 2 and more: an exporter may take a size of 1 for a constant.
     sizes = {"U": 2, "N": 3, "L": 4}

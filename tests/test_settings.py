@@ -33,8 +33,9 @@ def _settings(section: type[BaseModel]) -> set[str]:
     return names
 
 
-def _words(document: str) -> set[str]:
-    return set(re.findall(r"[A-Za-z_]\w*", (DOCS / document).read_text(encoding="utf-8")))
+def _words(*documents: str) -> set[str]:
+    text = "\n".join((DOCS / document).read_text(encoding="utf-8") for document in documents)
+    return set(re.findall(r"[A-Za-z_]\w*", text))
 
 
 @pytest.mark.parametrize(
@@ -43,7 +44,8 @@ def _words(document: str) -> set[str]:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_every_setting_stands_in_its_document(document: str, root: type[Config]) -> None:
-    undocumented = _settings(root) - _words(document) - {"tokens"}
+    # The sections of architectures have a document of their own.
+    undocumented = _settings(root) - _words(document, "models.md") - {"tokens"}
 
     assert not undocumented, f"docs/{document} does not mention {sorted(undocumented)}"
 
@@ -56,7 +58,15 @@ def test_every_setting_of_every_architecture_stands_in_its_document() -> None:
         for name in stage.Config.model_fields
     }
 
-    assert not settings - _words("experiment.md")
+    assert not settings - _words("models.md")
+
+
+def test_every_architecture_stands_in_its_document_with_its_settings() -> None:
+    text = (DOCS / "models.md").read_text(encoding="utf-8")
+    for registry in registries.values():
+        for kind, stage in registry.items():
+            (row,) = re.findall(rf"^\| `{kind}` \|.*$", text, re.MULTILINE)
+            assert set(stage.Config.model_fields) - {"kind"} <= set(re.findall(r"\w+", row)), kind
 
 
 @pytest.mark.parametrize(

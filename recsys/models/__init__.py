@@ -15,8 +15,15 @@ from recsys.models.embeddings.lookup import Embeddings
 from recsys.models.embeddings.tables import EmbeddingsConfig
 from recsys.models.heads import Towers
 from recsys.models.inputs import Blocks, InputLayout, input_layout
+from recsys.models.mixing.adatt import AdaTT
+from recsys.models.mixing.cross_stitch import CrossStitch
+from recsys.models.mixing.home import HoME
+from recsys.models.mixing.ml_mmoe import MultiLevelMMoE
 from recsys.models.mixing.mmoe import MMoE
+from recsys.models.mixing.omoe import OMoE
+from recsys.models.mixing.ple import CGC, PLE
 from recsys.models.mixing.shared_bottom import SharedBottom
+from recsys.models.mixing.single_task import SingleTask
 from recsys.models.ranker import NamedProgram, Program, RankingModel
 from recsys.models.stages import OneOf, StageConfig
 from recsys.schema import Schema
@@ -44,8 +51,16 @@ bottoms: dict[str, Any] = {
     "flat": Flat,
 }
 mixings: dict[str, Any] = {
+    "single_task": SingleTask,
     "shared_bottom": SharedBottom,
+    "omoe": OMoE,
     "mmoe": MMoE,
+    "ml_mmoe": MultiLevelMMoE,
+    "cross_stitch": CrossStitch,
+    "cgc": CGC,
+    "ple": PLE,
+    "adatt": AdaTT,
+    "home": HoME,
 }
 heads: dict[str, Any] = {
     "towers": Towers,
@@ -116,7 +131,9 @@ def build_program(schema: Schema, config: ModelConfig, *, seed: int) -> Program:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         bottom = bottoms[config.bottom.kind](config.bottom, layout=layout, tasks=len(tasks))
-        mixing = mixings[config.mixing.kind](config.mixing, width=bottom.width, tasks=len(tasks))
+        mixing = mixings[config.mixing.kind](
+            config.mixing, width=bottom.width, tasks=schema.task_names
+        )
         towers = heads[config.heads.kind](config.heads, width=mixing.width, tasks=tasks)
     return Program(
         layout=layout, task_names=schema.task_names, bottom=bottom, mixing=mixing, heads=towers

@@ -1,8 +1,9 @@
-"""Parallel MLPs and the gates that mix them.
+"""Parallel MLPs in the form that a device likes best.
 
-Axes: **B** rows, **E** experts, **I** input width, **H** expert width, **T** tasks.
+Axes: **B** rows, **E** experts, **S** inputs, **I** input width, **H** expert width.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -11,28 +12,39 @@ from torch import Tensor, nn
 
 Form = Literal["loop", "wide", "batched"]
 
-# Deviation of a gate's initial kernel: near-uniform gates at step 0 keep diagnostics readable.
-_GATE_DEVIATION = 0.01
-
 
 class ExpertBank(nn.Module):
-    """E MLPs of one shape side by side: [B, I] shared or [B, E, I] each its own -> [B, E, H].
+    """E MLPs of one shape side by side: one input [B, I] for all, or [B, S, I] with several -> [B, E, H].
 
-    A layer is Linear -> ReLU -> Dropout, the last layer too. Parameters are stacked over experts, `weights[l]`
-    [E, out, in] and `biases[l]` [E, out], whatever form computes them, so a checkpoint knows no form.
-    `activation` is called once, on the last layer's pre-activations [B, E, H]: the place for a probe's hook.
+    Expert e reads x[:, inputs[e]] of several inputs; without `inputs` there is one for each expert. A layer is
+    Linear -> ReLU -> Dropout, the last layer too. With `normalized` experts the activation is Swish, and the last
+    layer's is preceded by a batch normalisation of every unit (HoME, arXiv 2408.05430).
+
+    Parameters are stacked over experts, `weights[l]` [E, out, in] and `biases[l]` [E, out], whatever form computes
+    them, so a checkpoint knows no form. `activation` is called once, on the last layer's pre-activations [B, E, H]:
+    the place for a probe's hook.
     """
 
     def __init__(
-        self, width: int, hidden: tuple[int, ...], *, experts: int, dropout: float = 0.0
+        self,
+        width: int,
+        hidden: tuple[int, ...],
+        *,
+        experts: int,
+        inputs: Sequence[int] | None = None,
+        dropout: float = 0.0,
+        normalized: bool = False,
     ) -> None:
         super().__init__()
         assert hidden
         assert experts > 0
         self.experts = experts
+        self.inputs = tuple(range(experts)) if inputs is None else tuple(inputs)
+        assert len(self.inputs) == experts
         self.width = hidden[-1]
         self.dropout = dropout
-        self.activation = nn.ReLU()
+        self.activation: nn.Module = nn.SiLU() if normalized else nn.ReLU()
+        self.norm: BatchNorm | None = BatchNorm(experts, self.width) if normalized else None
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
         for fan_in, fan_out in zip((width, *hidden), hidden, strict=False):
@@ -43,7 +55,7 @@ class ExpertBank(nn.Module):
             self.biases.append(nn.Parameter(torch.zeros(experts, fan_out)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, E, H] for x [B, I], or for x [B, E, I] when every expert has an input of its own."""
+        """[B, E, H] for x [B, I], or for x [B, S, I] when experts have inputs of their own."""
         return self.compute(x, form=choose_form(x))
 
     def compute(self, x: Tensor, *, form: Form) -> Tensor:
@@ -56,12 +68,27 @@ class ExpertBank(nn.Module):
             case "batched":
                 return self._batched(x)
 
+    @torch.no_grad()
+    def fold_norm(self) -> None:
+        """Move the normalisation's running statistics, scale and shift into the last layer: the same in evaluation."""
+        if self.norm is None:
+            return
+        scale = self.norm.norm_scale * (self.norm.running_var + self.norm.epsilon).rsqrt()
+        shift = self.norm.norm_shift - self.norm.running_mean * scale
+        scale_EH, shift_EH = scale.view(self.experts, -1), shift.view(self.experts, -1)
+        self.weights[-1].mul_(scale_EH[:, :, None])
+        self.biases[-1].mul_(scale_EH).add_(shift_EH)
+        self.norm = None
+
     @staticmethod
-    def parameter_count(width: int, hidden: tuple[int, ...], *, experts: int) -> int:
-        """E * M(width; hidden), with M the parameters of one affine stack."""
-        return experts * sum(
+    def parameter_count(
+        width: int, hidden: tuple[int, ...], *, experts: int, normalized: bool = False
+    ) -> int:
+        """E * M(width; hidden), with M the parameters of one affine stack; scale and shift of the units on top."""
+        affine = sum(
             (fan_in + 1) * out for fan_in, out in zip((width, *hidden), hidden, strict=False)
         )
+        return experts * (affine + (2 * hidden[-1] if normalized else 0))
 
     def _loop(self, x: Tensor) -> Tensor:
         """One product an expert and layer: no copies between layers."""
@@ -69,15 +96,16 @@ class ExpertBank(nn.Module):
         layers = [
             (w.unbind(0), b.unbind(0)) for w, b in zip(self.weights, self.biases, strict=True)
         ]
+        streams = x.unbind(1) if x.dim() == 3 else None
         outputs = []
         for e in range(self.experts):
-            h = x if x.dim() == 2 else x[:, e]
+            h = x if streams is None else streams[self.inputs[e]]
             for depth, (weights, biases) in enumerate(layers):
                 h = F.linear(h, weights[e], biases[e])
                 if depth < len(layers) - 1:
-                    h = self._drop(F.relu(h))
+                    h = self._hidden(h)
             outputs.append(h)
-        return self._drop(self.activation(torch.stack(outputs, dim=1)))
+        return self._out(torch.stack(outputs, dim=1))
 
     def _wide(self, x: Tensor) -> Tensor:
         """One product of all experts' first layers, then batched products."""
@@ -86,95 +114,74 @@ class ExpertBank(nn.Module):
         wide = F.linear(x, self.weights[0].flatten(0, 1), self.biases[0].flatten())
         h_BEH = wide.view(x.shape[0], self.experts, -1)
         if len(self.weights) == 1:
-            return self._drop(self.activation(h_BEH))
-        return self._batched_from(1, self._drop(F.relu(h_BEH)).transpose(0, 1))
+            return self._out(h_BEH)
+        return self._batched_from(1, self._hidden(h_BEH).transpose(0, 1))
 
     def _batched(self, x: Tensor) -> Tensor:
         """One batched product over experts a layer."""
-        shared = x.dim() == 2
-        return self._batched_from(
-            0, x.expand(self.experts, -1, -1) if shared else x.transpose(0, 1)
-        )
+        if x.dim() == 2:
+            return self._batched_from(0, x.expand(self.experts, -1, -1))
+        own = self.inputs == tuple(range(x.shape[1]))
+        return self._batched_from(0, (x if own else x[:, list(self.inputs)]).transpose(0, 1))
 
     def _batched_from(self, first: int, h_EBI: Tensor) -> Tensor:
         for depth in range(first, len(self.weights)):
             bias_E1H = self.biases[depth][:, None]
             h_EBI = torch.baddbmm(bias_E1H, h_EBI, self.weights[depth].transpose(1, 2))
             if depth < len(self.weights) - 1:
-                h_EBI = self._drop(F.relu(h_EBI))
-        return self._drop(self.activation(h_EBI.transpose(0, 1)))
+                h_EBI = self._hidden(h_EBI)
+        return self._out(h_EBI.transpose(0, 1))
+
+    def _hidden(self, h: Tensor) -> Tensor:
+        return self._drop(F.silu(h) if isinstance(self.activation, nn.SiLU) else F.relu(h))
+
+    def _out(self, h_BEH: Tensor) -> Tensor:
+        if self.norm is not None:
+            h_BEH = self.norm(h_BEH)
+        return self._drop(self.activation(h_BEH))
 
     def _drop(self, h: Tensor) -> Tensor:
         return F.dropout(h, self.dropout, self.training) if self.dropout else h
 
 
-class Gates(nn.Module):
-    """One softmax gate a task over E experts: [B, I] shared or [B, T, I] each its own -> [B, T, E], rows sum to 1.
+class BatchNorm(nn.Module):
+    """Every unit of every expert normalised over the batch, scaled and shifted: [B, E, H] -> [B, E, H].
 
-    MMoE (Ma et al., KDD 2018, eq. 7): softmax(W_t x), no bias. `hidden` puts an MLP of its own before each task's
-    projection. `dropout` zeroes entries in training and renormalises the survivors; a row that loses all keeps all.
+    In training the batch's own mean and variance; else the running ones. A single row has no variance: it takes the
+    running statistics in training too. Float32 under autocast.
     """
 
-    def __init__(
-        self,
-        width: int,
-        *,
-        tasks: int,
-        experts: int,
-        hidden: tuple[int, ...] = (),
-        bias: bool = False,
-        dropout: float = 0.0,
-    ) -> None:
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, experts: int, width: int, *, momentum: float = 0.1) -> None:
         super().__init__()
-        self.tasks = tasks
-        self.dropout = dropout
-        self.trunk = ExpertBank(width, hidden, experts=tasks) if hidden else None
-        self.weight = nn.Parameter(torch.empty(tasks, experts, hidden[-1] if hidden else width))
-        self.bias = nn.Parameter(torch.zeros(tasks, experts)) if bias else None
-        nn.init.normal_(self.weight, std=_GATE_DEVIATION)
+        self.momentum = momentum
+        self.epsilon = 1e-5
+        self.norm_scale = nn.Parameter(torch.ones(experts * width))
+        self.norm_shift = nn.Parameter(torch.zeros(experts * width))
+        self.register_buffer("running_mean", torch.zeros(experts * width))
+        self.register_buffer("running_var", torch.ones(experts * width))
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.trunk is not None:
-            x = self.trunk(x)
-        # float32 under autocast too: rows that do not sum to 1 would scale the mixture.
-        return self._drop(torch.softmax(self._scores(x), dim=-1, dtype=torch.float32))
-
-    @staticmethod
-    def parameter_count(
-        width: int, *, tasks: int, experts: int, hidden: tuple[int, ...] = (), bias: bool = False
-    ) -> int:
-        """T * (M(width; hidden) + h * E), plus T * E if biased."""
-        trunk = ExpertBank.parameter_count(width, hidden, experts=tasks)
-        return trunk + tasks * experts * ((hidden[-1] if hidden else width) + bias)
-
-    def _scores(self, x: Tensor) -> Tensor:
-        if x.dim() == 2:
-            bias = None if self.bias is None else self.bias.flatten()
-            return F.linear(x, self.weight.flatten(0, 1), bias).view(x.shape[0], self.tasks, -1)
-        scores_TBE = torch.bmm(x.transpose(0, 1), self.weight.transpose(1, 2))
-        scores_BTE = scores_TBE.transpose(0, 1)
-        return scores_BTE if self.bias is None else scores_BTE + self.bias
-
-    def _drop(self, gate_BTE: Tensor) -> Tensor:
-        if not self.dropout or not self.training:
-            return gate_BTE
-        kept = torch.rand_like(gate_BTE) >= self.dropout
-        kept |= ~kept.any(dim=-1, keepdim=True)
-        survivors = gate_BTE * kept
-        return survivors / survivors.sum(dim=-1, keepdim=True)
+    def forward(self, h_BEH: Tensor) -> Tensor:
+        normalized = F.batch_norm(
+            h_BEH.flatten(1).float(),
+            self.running_mean,
+            self.running_var,
+            self.norm_scale,
+            self.norm_shift,
+            training=self.training and h_BEH.shape[0] > 1,
+            momentum=self.momentum,
+            eps=self.epsilon,
+        )
+        return normalized.view_as(h_BEH).to(h_BEH.dtype)
 
 
-def mix(gate_BTE: Tensor, experts_BEH: Tensor) -> Tensor:
-    """Each task's gated sum of experts, [B, T, H]."""
-    return torch.bmm(gate_BTE.to(experts_BEH.dtype), experts_BEH)
-
-
-def shared_input(x: Tensor) -> Tensor:
-    """[B, I]: what experts and gates that all tasks share read; of [B, T, I], an input a task, the mean over tasks.
-
-    Equal inputs for all tasks then give what the one input gives.
-    """
-    return x if x.dim() == 2 else x.mean(dim=1)
+def fold_norms(module: nn.Module) -> None:
+    """Move every bank's normalisation below a module into the bank's last layer, in place: what an export computes."""
+    for item in module.modules():
+        if isinstance(item, ExpertBank):
+            item.fold_norm()
 
 
 def choose_form(x: Tensor) -> Form:

@@ -7,7 +7,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from recsys.models.experts import ExpertBank, Gates
+from recsys.models.experts import ExpertBank
+from recsys.models.gates import Gates, SelectiveGates
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class Watched:
     """One level of experts in a mixing stage. `groups` names each expert: `shared`, or whose it is."""
 
     bank: ExpertBank
-    gates: Gates | None
+    gates: Gates | SelectiveGates | None
     groups: tuple[str, ...]
 
 

@@ -52,7 +52,9 @@ def is_decayed(name: str, parameter: Tensor) -> bool:
 
     Pulling an output's bias to 0 would pull its base rate to one half, pulling a gate to 0 its mixture to uniform.
     """
-    return parameter.ndim >= 2 and "bias" not in name and "gate" not in name
+    return (
+        parameter.ndim >= 2 and "bias" not in name and "gate" not in name and "stitch" not in name
+    )
 
 
 class DenseOptimizer:

@@ -26,6 +26,8 @@ from recsys.evaluation.evaluate import outcomes_of
 from recsys.evaluation.metrics import evaluate_tasks
 from recsys.experiment import Experiment, load_experiment
 from recsys.feed import START, Feed
+from recsys.models import RankingModel
+from recsys.models.experts import BatchNorm
 from recsys.models.precision import use_fast_float32
 from recsys.run import RunDirectory, choose_device, choose_threads, create_run, new_model, open_run
 from recsys.training.checkpoint import Progress, mark_best, read_progress, restore, save_checkpoint
@@ -37,6 +39,8 @@ from recsys.training.selection import best_record, criterion_for, evaluations_si
 logger = logging.getLogger(__name__)
 
 _SHOWN_ROW_KEYS = 5
+# Fewer rows have a variance that says little of the next batch.
+_LEAST_NORMALIZED_ROWS = 32
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,7 @@ class Training:
         steps = settings.epochs * self.feed.batches_per_epoch
         self.total_steps = steps if settings.steps is None else min(steps, settings.steps)
         self.model = new_model(run, self.device)
+        _require_batch_rows(self.model, experiment.data.batch_size)
         self.objective = build_objective(run.schema, experiment.objective.weights).to(self.device)
         self.optimizer = Optimizer(
             self.model.program.named_parameters(),
@@ -332,6 +337,16 @@ def _is_multiple(step: int, every: int | None) -> bool:
 
 def _out_of_patience(records: Sequence[Record], patience: int | None) -> bool:
     return patience is not None and evaluations_since_best(records) >= patience
+
+
+def _require_batch_rows(model: RankingModel, batch_size: int) -> None:
+    """Raise ConfigError when batches are too small for experts that are normalised over them."""
+    normalized = any(isinstance(item, BatchNorm) for item in model.program.modules())
+    if normalized and batch_size < _LEAST_NORMALIZED_ROWS:
+        raise ConfigError(
+            f"data.batch_size is {batch_size}, and this mixing normalises its experts over the batch (BatchNorm); "
+            f"give at least {_LEAST_NORMALIZED_ROWS} rows, better 1024, or choose another mixing"
+        )
 
 
 def _require_same(run: RunDirectory, asked: Experiment) -> None:

@@ -48,6 +48,13 @@ VARIANTS = [
     Case("bottom", "flat", (("sequence", "mean"),)),
     Case("bottom", "flat", (("sequence", "target_attention"),)),
     Case("mixing", "mmoe", (("gate_hidden", (6,)), ("gate_bias", True), ("shared_hidden", (12,)))),
+    Case("mixing", "ple", (("task_experts", 2), ("shared_experts", 0))),
+    Case("mixing", "adatt", (("shared_experts", 1), ("task_experts", 1))),
+    Case(
+        "mixing",
+        "home",
+        (("experts", 2), ("groups", {"funnel": ["click", "purchase"], "rest": ["watch"]})),
+    ),
     Case("heads", "towers", (("hidden", ()),)),
     Case("heads", "towers", (("hidden", (8, 4)),)),
 ]

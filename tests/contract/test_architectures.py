@@ -3,6 +3,7 @@
 import io
 import math
 import warnings
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +18,7 @@ from torch import Tensor
 from recsys.batch import Batch, from_encoded
 from recsys.layout import slots
 from recsys.models import describe, registries
+from recsys.models.experts import fold_norms
 from recsys.models.ranker import NamedProgram
 from recsys.schema import Schema
 from tests import kinds
@@ -183,7 +185,7 @@ def test_parameter_count_is_the_formula(case: Case) -> None:
     parts = {"bottom": program.bottom, "mixing": program.mixing, "heads": program.heads}
     sizes: dict[str, dict[str, Any]] = {
         "bottom": {"layout": program.layout, "tasks": 3},
-        "mixing": {"width": program.bottom.width, "tasks": 3},
+        "mixing": {"width": program.bottom.width, "tasks": program.task_names},
         "heads": {"width": program.mixing.width, "tasks": 3},
     }
     for stage, part in parts.items():
@@ -196,7 +198,9 @@ def test_parameter_count_is_the_formula(case: Case) -> None:
 @pytest.mark.parametrize("case", different([*DEFAULTS, *VARIANTS[1:3]]), ids=str)
 def test_the_exported_program_scores_as_eager_does(case: Case) -> None:
     program = NamedProgram(case.model().program).eval()
-    session = _exported(program, _tensors(program, users=2, rows=5, events=3))
+    folded = deepcopy(program)
+    fold_norms(folded)
+    session = _exported(folded, _tensors(program, users=2, rows=5, events=3))
     for users, rows, events in ((1, 1, 1), (1, 3, 5), (4, 64, 2)):
         tensors = _tensors(program, users=users, rows=rows, events=events)
         feeds = {name: item.numpy() for name, item in zip(program.names, tensors, strict=True)}
@@ -264,13 +268,14 @@ def test_a_probe_sees_experts_and_gates_and_changes_nothing(kind: str) -> None:
     with probe.attached(model.program.mixing):
         assert (model(batch(6)) == expected).all()
     assert probe.levels
-    for level in probe.levels:
+    for level, item in zip(probe.levels, model.program.mixing.watched(), strict=True):
         assert level.out_BEH is not None
         assert level.pre_BEH is not None
         assert level.out_BEH.shape[:2] == (6, len(level.groups))
-        assert (level.out_BEH == level.pre_BEH.relu()).all()
+        assert (level.out_BEH == item.bank.activation(level.pre_BEH)).all()
         if level.gate_BTE is not None:
-            torch.testing.assert_close(level.gate_BTE.sum(dim=-1), torch.ones(6, 3))
+            sums = level.gate_BTE.sum(dim=-1)
+            torch.testing.assert_close(sums, torch.ones_like(sums))
     probe.levels.clear()
     model(batch(6))
     assert not probe.levels

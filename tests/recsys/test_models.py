@@ -12,7 +12,8 @@ from torch import Tensor
 from recsys.errors import ConfigError
 from recsys.models import ModelConfig, build_model, input_layout
 from recsys.models.bottoms.flat import Flat
-from recsys.models.experts import ExpertBank, Form, Gates, mix
+from recsys.models.experts import ExpertBank, Form
+from recsys.models.gates import Gates, mix
 from recsys.models.heads import Towers
 from recsys.models.inputs import Blocks, Columns
 from recsys.models.mixing.mmoe import MMoE
@@ -20,18 +21,19 @@ from recsys.models.mixing.shared_bottom import SharedBottom
 from recsys.models.precision import use_fast_float32
 from recsys.models.probe import Probe
 from recsys.schema import Schema
-from tests import samples
+from tests import kinds, samples
 from tests.contract.cases import batch, blocks
 from tests.recsys.small_data import small_schema
 
 ROWS, WIDTH, TASKS = 7, 10, 3
+NAMES = ("a", "b", "c")
 
 
 def mmoe(seed: int = 0, **options: object) -> MMoE:
     """Small, in evaluation mode, with gates that are far from uniform."""
     torch.manual_seed(seed)
     tree = {"kind": "mmoe", "experts": 4, "expert_hidden": (6, 5), **options}
-    found = MMoE(MMoE.Config.parse(tree, where="test"), width=WIDTH, tasks=TASKS).eval()
+    found = MMoE(MMoE.Config.parse(tree, where="test"), width=WIDTH, tasks=NAMES).eval()
     with torch.no_grad():
         for bias in found.bank.biases:
             bias.normal_()
@@ -74,12 +76,12 @@ def mmoe_by_hand(model: MMoE, x_BI: Tensor) -> NDArray[np.float64]:
 
 def test_golden_parameter_count_of_mmoe() -> None:
     config = MMoE.Config(experts=6, expert_hidden=(32, 16))
-    mixing = MMoE(config, width=64, tasks=3)
+    mixing = MMoE(config, width=64, tasks=NAMES)
     tasks = {name: small_schema().tasks["click"] for name in "abc"}
     towers = Towers(Towers.Config(hidden=(16,)), width=mixing.width, tasks=tasks)
     counts = [parameters(mixing.bank), parameters(mixing.gates), parameters(towers)]
     assert counts == [15_648, 1_152, 867]
-    assert MMoE.parameter_count(config, width=64, tasks=3) == 15_648 + 1_152
+    assert MMoE.parameter_count(config, width=64, tasks=NAMES) == 15_648 + 1_152
     assert parameters(mixing) + parameters(towers) == 17_667
 
 
@@ -105,7 +107,7 @@ def test_an_input_a_task_feeds_its_gate_and_experts_read_the_mean() -> None:
 
 def test_mmoe_with_one_expert_is_shared_bottom() -> None:
     one = mmoe(experts=1)
-    shared = SharedBottom(SharedBottom.Config(hidden=(6, 5)), width=WIDTH, tasks=TASKS)
+    shared = SharedBottom(SharedBottom.Config(hidden=(6, 5)), width=WIDTH, tasks=NAMES)
     shared.bank.load_state_dict(one.bank.state_dict())
     torch.testing.assert_close(one(inputs()), shared(inputs()))
 
@@ -261,7 +263,7 @@ def test_the_flat_bottom_lays_features_side_by_side(sequence: str) -> None:
 
 
 def test_the_layout_says_where_each_feature_lies() -> None:
-    model, found = build_model(small_schema(), ModelConfig(), seed=0), batch(20)
+    model, found = build_model(kinds.schema(), ModelConfig(), seed=0), batch(20)
     layout, inputs_, tables = (
         model.program.layout,
         model.embeddings(found),
@@ -306,7 +308,10 @@ def test_users_are_repeated_for_their_rows() -> None:
     ("tree", "message"),
     [
         ({"mixing": {"kind": "mmo"}}, r"mixing.kind: unknown 'mmo' \(did you mean 'mmoe'\?\)"),
-        ({"mixing": {"experts": 3}}, "mixing.kind: unknown ''; known: shared_bottom, mmoe"),
+        (
+            {"mixing": {"experts": 3}},
+            "mixing.kind: unknown ''; known: single_task, shared_bottom, omoe, mmoe",
+        ),
         (
             {"mixing": {"kind": "mmoe", "expert": 3}},
             r"mixing\S*expert' \(did you mean 'experts'\?\)",

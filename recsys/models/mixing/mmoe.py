@@ -1,11 +1,13 @@
 """MMoE: experts shared by all tasks, mixed by one softmax gate a task (Ma et al., KDD 2018)."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field
 from torch import Tensor, nn
 
-from recsys.models.experts import ExpertBank, Gates, mix, shared_input
+from recsys.models.experts import ExpertBank
+from recsys.models.gates import Gates, mix, shared_input
 from recsys.models.probe import Watched
 from recsys.models.stages import Hidden, StageConfig
 
@@ -33,7 +35,7 @@ class MMoE(nn.Module):
         gate_dropout: float = Field(default=0.0, ge=0, lt=1)
         shared_hidden: Hidden = ()
 
-    def __init__(self, config: Config, *, width: int, tasks: int) -> None:
+    def __init__(self, config: Config, *, width: int, tasks: Sequence[str]) -> None:
         super().__init__()
         self.trunk: ExpertBank | None = None
         if config.shared_hidden:
@@ -44,7 +46,7 @@ class MMoE(nn.Module):
         )
         self.gates = Gates(
             width,
-            tasks=tasks,
+            tasks=len(tasks),
             experts=config.experts,
             hidden=config.gate_hidden,
             bias=config.gate_bias,
@@ -61,14 +63,14 @@ class MMoE(nn.Module):
         return (Watched(bank=self.bank, gates=self.gates, groups=("shared",) * self.bank.experts),)
 
     @staticmethod
-    def parameter_count(config: Config, *, width: int, tasks: int) -> int:
+    def parameter_count(config: Config, *, width: int, tasks: Sequence[str]) -> int:
         """E * M(I; expert_hidden) + T * I * E, plus T * E with biased gates; trunk and gates' MLPs come on top."""
         trunk = ExpertBank.parameter_count(width, config.shared_hidden, experts=1)
         width = (width, *config.shared_hidden)[-1]
         experts = ExpertBank.parameter_count(width, config.expert_hidden, experts=config.experts)
         gates = Gates.parameter_count(
             width,
-            tasks=tasks,
+            tasks=len(tasks),
             experts=config.experts,
             hidden=config.gate_hidden,
             bias=config.gate_bias,

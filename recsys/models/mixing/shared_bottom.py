@@ -1,11 +1,13 @@
 """Shared-Bottom: one MLP for all tasks (Caruana, 1997)."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field
 from torch import Tensor, nn
 
-from recsys.models.experts import ExpertBank, shared_input
+from recsys.models.experts import ExpertBank
+from recsys.models.gates import shared_input
 from recsys.models.probe import Watched
 from recsys.models.stages import Hidden, StageConfig
 
@@ -20,9 +22,9 @@ class SharedBottom(nn.Module):
         hidden: Hidden = Field(default=(256, 128), min_length=1)
         dropout: float = Field(default=0.0, ge=0, lt=1)
 
-    def __init__(self, config: Config, *, width: int, tasks: int) -> None:
+    def __init__(self, config: Config, *, width: int, tasks: Sequence[str]) -> None:
         super().__init__()
-        self.tasks = tasks
+        self.tasks = len(tasks)
         self.bank = ExpertBank(width, config.hidden, experts=1, dropout=config.dropout)
         self.width = self.bank.width
 
@@ -34,6 +36,6 @@ class SharedBottom(nn.Module):
         return (Watched(bank=self.bank, gates=None, groups=("shared",)),)
 
     @staticmethod
-    def parameter_count(config: Config, *, width: int, tasks: int) -> int:
+    def parameter_count(config: Config, *, width: int, tasks: Sequence[str]) -> int:
         """M(width; hidden)."""
         return ExpertBank.parameter_count(width, config.hidden, experts=1)
