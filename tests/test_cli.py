@@ -46,6 +46,7 @@ def run(
 
 def test_the_stages_are_all_there() -> None:
     assert COMMANDS == [
+        "quickstart",
         "init",
         "simulate",
         "fit",
