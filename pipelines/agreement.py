@@ -1,5 +1,6 @@
 """Whether the files of a source have the columns that are needed, once each and of one family of types."""
 
+import json
 from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
@@ -9,8 +10,12 @@ from pipelines.jsonl_files import has_key
 from pipelines.sources import DataFile
 from recsys.errors import DataError, nearest
 
+_REMEDY = "correct [columns] or the rule that names it, rename a column, or add a join"
 
-def require_columns(files: Sequence[DataFile], needed: Sequence[str]) -> None:
+
+def require_columns(
+    files: Sequence[DataFile], needed: Sequence[str], *, remedy: str = _REMEDY
+) -> None:
     """Nothing, when every file has all needed columns, in whatever order and among whatever others.
 
     A key that some JSON lines lack is null there, so one file of a format may go without. Raises DataError naming the
@@ -23,7 +28,7 @@ def require_columns(files: Sequence[DataFile], needed: Sequence[str]) -> None:
             if names.count(name) > 1:
                 raise occurs_twice(file, name)
             if name not in names and not _is_rare_key(file, name, owners):
-                raise _missing(file, name, names, owners)
+                raise _missing(file, name, names, owners, remedy)
     if len(files) > 1:
         _require_one_type([file for file in files if file.format == "parquet"], needed)
 
@@ -36,14 +41,22 @@ def _is_rare_key(file: DataFile, name: str, owners: Sequence[DataFile]) -> bool:
 
 
 def _missing(
-    file: DataFile, name: str, names: Sequence[str], owners: Sequence[DataFile]
+    file: DataFile, name: str, names: Sequence[str], owners: Sequence[DataFile], remedy: str
 ) -> DataError:
     listed = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
     elsewhere = f" as {owners[0].path} has it" if owners else ""
     return DataError(
-        f"{file.path}: no column {name!r}{elsewhere}{nearest(name, names)}; the file has {listed}. "
-        "Correct [columns] or the rule that names it, rename a column, or add a join"
+        f"{file.path}: no column {name!r}{elsewhere}{nearest(name, names)}; the file has {listed}; "
+        + (_other_delimiter(names) or remedy)
     )
+
+
+def _other_delimiter(names: Sequence[str]) -> str:
+    """What to do about a header that is one column only because other characters separate its names."""
+    found = next(
+        (sign for sign in (";", "\t", "|", ",") if len(names) == 1 and sign in names[0]), ""
+    )
+    return f"say delimiter = {json.dumps(found)} under [csv]" if found else ""
 
 
 def _require_one_type(files: Sequence[DataFile], needed: Sequence[str]) -> None:

@@ -197,14 +197,28 @@ class _TrainingRows:
         self.seen: set[str] = set()
         self.rows = 0
         self._looked_at: Rows | None = None
+        self._read_all = False
 
     def fit(self, previous: Encoder | None) -> Encoder:
         try:
             return fit_encoder(self.plan.schema, self._batches(), previous=previous)
         except DataError as error:
+            if self._read_all and self.rows == 0:
+                raise self._nothing() from error
             if self._looked_at is None:
                 raise
             raise self._looked_at.located(error) from error
+
+    def _nothing(self) -> DataError:
+        _require_fitted_names(self.plan, self.seen)
+        if not self.seen:
+            return DataError(
+                f"{self.plan.path}: no row is left to fit on; check the source and the filters"
+            )
+        found = ", ".join(sorted(self.seen))
+        return DataError(
+            f"{self.plan.path}: no row is of the days or splits that fit_on names; found {found}; correct fit_on"
+        )
 
     def _batches(self) -> Iterator[pa.Table]:
         with progress("fit", parts=len(self.reader.parts)) as shown:
@@ -214,6 +228,7 @@ class _TrainingRows:
                     shown.rows_read(tally.read)
                     yield from self._training(rows)
                 shown.finish_part()
+        self._read_all = True
 
     def _training(self, rows: Rows) -> Iterator[pa.Table]:
         self.seen.update(rows.assigned.names)
@@ -230,7 +245,7 @@ def _require_fitted_names(plan: Plan, seen: Iterable[str]) -> None:
     for name in plan.settings.fit_on if isinstance(plan.settings.fit_on, tuple) else ():
         if name not in known:
             raise DataError(
-                f"{plan.path}: fit_on names {name!r}, which has no rows{nearest(name, known)}; found {known}"
+                f"{plan.path}: fit_on names {name!r}, which has no rows{nearest(name, known)}; found {', '.join(known)}"
             )
 
 

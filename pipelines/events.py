@@ -14,7 +14,7 @@ from pipelines.rules import evaluate
 from pipelines.timeline import EventLog, Moments, Timeline, is_id, moments
 from recsys.errors import ConfigError
 from recsys.raw import one_array
-from recsys.schema import ARROW_TYPES
+from recsys.schema import ARROW_TYPES, dtype_name
 
 logger = logging.getLogger(__name__)
 
@@ -113,8 +113,8 @@ class _Batch:
         values = one_array(self.table.column(name))
         if not is_id(values.type):
             raise ConfigError(
-                f"{self.plan.path}: {path}: column {name!r} is {values.type}, and events are found by text, "
-                "integers, booleans or timestamps; declare it as one under [columns] of the schema, or name another"
+                f"{self.plan.path}: {path}: column {name!r} is {dtype_name(values.type)}, and events are found "
+                "by text, integers, booleans or timestamps; declare it as one under [columns] of the schema, or name another"
             )
         return values
 

@@ -235,6 +235,12 @@ def _require_kind(file: DataFile) -> None:
         return
     with file.path.open("rb") as opened:
         start = opened.read(4)
+    if file.format == "parquet" and not start.startswith(
+        (b"PAR1", *(item[0] for item in _BEGINNINGS))
+    ):
+        raise DataError(
+            f"{file.path}: not readable as Parquet (it begins with {start!r}); correct format, or copy the file again"
+        )
     for beginning, format_, what in _BEGINNINGS:
         if start.startswith(beginning) and file.format != format_:
             raise DataError(f"{file.path}: is {what}")

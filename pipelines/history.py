@@ -146,8 +146,12 @@ def _token_problems(path: str, history: History, schema: Schema) -> Iterator[str
         dtype = columns.get(made)
         if dtype is None or not dtype.startswith("list"):
             yield (
-                f"{path}.tokens: {made!r} must be a list column of the schema{nearest(made, columns)}, "
-                f"found {dtype or 'none'}"
+                f"{path}.tokens: {made!r} must be a list column of the schema, which "
+                + (
+                    f"has it as {dtype}"
+                    if dtype
+                    else f"does not declare it{nearest(made, columns)}"
+                )
             )
         elif event not in columns:
             yield f"{path}.tokens: event column {event!r} is no column of the schema{nearest(event, columns)}"

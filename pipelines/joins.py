@@ -14,6 +14,7 @@ from pipelines.rules import Rule
 from pipelines.sources import FileSet
 from recsys.errors import DataError
 from recsys.raw import one_array
+from recsys.schema import dtype_name
 
 
 class Join(FileSet):
@@ -76,8 +77,9 @@ class SideTable:
         keys = [one_array(table.column(name)) for name in self.on]
         for name, values, level in zip(self.on, keys, self.levels, strict=True):
             if values.type != level.values.type:
+                here, there = dtype_name(level.values.type), dtype_name(values.type)
                 raise DataError(
-                    f"{self.name}: key {name!r} is {level.values.type} here and {values.type} in the rows; "
+                    f"{self.name}: key {name!r} is {here} here and {there} in the rows; "
                     "declare it under [columns] of the schema, so that both sides get one type"
                 )
         row = pa.array(self.row_of_number).take(_numbered(keys, self.levels))

@@ -166,7 +166,10 @@ class Plan:
 def load_plan(path: Path) -> Plan:
     """The plan that a pipeline file states. Raises ConfigError naming the file, the key and what to do."""
     settings = Pipeline.parse(read_toml(path), where=str(path))
-    plan = Plan(path, settings, load_schema(path.parent / settings.schema_file))
+    schema_file = path.parent / settings.schema_file
+    if not schema_file.exists():
+        raise ConfigError(f"{schema_file}: no such file; {path} names it as schema_file")
+    plan = Plan(path, settings, load_schema(schema_file))
     for problem in _problems(plan):
         raise ConfigError(f"{path}: {problem}")
     _check_rules(plan)

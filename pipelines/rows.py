@@ -260,7 +260,8 @@ def _side_rows(
     """Those columns of a side table's rows for which the join's `where` is true."""
     wanted = tuple(dict.fromkeys([*columns, *(rule.column for rule in join.where)]))
     tables: list[pa.Table] = []
-    require_columns(files, wanted)
+    remedy = f"correct on, columns or where of {where}, or rename a column"
+    require_columns(files, wanted, remedy=remedy)
     for part in cut_into_parts(files):
         for piece in part:
             batches = read_typed(

@@ -9,12 +9,12 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from recsys.config import Config
 from recsys.errors import ConfigError
-from recsys.schema import TIMESTAMP
+from recsys.schema import TIMESTAMP, dtype_name
 
 
 def _one_value(value: Any) -> Any:
     if not isinstance(value, bool | int | float | str | datetime.date):
-        raise ValueError(f"write one text, number, boolean or date, found {value!r}")
+        raise ValueError(f"write one text, number, boolean or date, found {_shown(value)}")
     return value
 
 
@@ -83,8 +83,8 @@ def check_rule(rule: Rule, found: pa.DataType, where: str) -> None:
     ordered = rule._comparisons.keys() - {"equal"}
     if ordered and (pa.types.is_string(found) or pa.types.is_boolean(found)):
         raise ConfigError(
-            f"{where}: column {rule.column!r} is {found}, which has no order for at_least, above, at_most or below; "
-            "declare a number under [columns] of the schema"
+            f"{where}: column {rule.column!r} is {dtype_name(found)}, which has no order for at_least, above, "
+            "at_most or below; declare a number under [columns] of the schema"
         )
 
 
@@ -125,7 +125,7 @@ def _scalar(value: Literal, found: pa.DataType, column: str, where: str) -> pa.S
             # The nearest value of the column's own width: a float32 column can equal 0.1.
             return pa.scalar(float(value), found)
     raise ConfigError(
-        f"{where}: {value!r} cannot be compared with column {column!r}, which is {found}; "
+        f"{where}: {value!r} cannot be compared with column {column!r}, which is {dtype_name(found)}; "
         "write a value of that type, or declare the column's dtype under [columns] of the schema"
     )
 

@@ -16,6 +16,7 @@ from recsys.config import Config
 from recsys.errors import DataError
 from recsys.hashing import hash_ids, splitmix64
 from recsys.raw import require_present
+from recsys.schema import dtype_name
 
 HELD_OUT = ("validation", "test")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -105,7 +106,7 @@ def by_column(values_B: pa.Array, shares: Mapping[str, float], *, seed: int) -> 
         or types.is_timestamp(values_B.type)
     ):
         raise DataError(
-            f"the column of the split is {values_B.type}; split by text, integers or timestamps"
+            f"the column of the split is {dtype_name(values_B.type)}; split by text, integers or timestamps"
         )
     require_present(
         values_B,

@@ -58,5 +58,7 @@ class RequestError(UserError):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """The text ` (did you mean 'x'?)` for the closest known name, else an empty string."""
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    names = list(known)
+    matches = difflib.get_close_matches(name, names, n=1, cutoff=0.65)
+    matches = matches or [other for other in names if other.startswith(f"{name}_")]
     return f" (did you mean {matches[0]!r}?)" if matches else ""

@@ -120,6 +120,10 @@ class Experiment(Config):
 
     def load_schema(self) -> Schema:
         """The schema of `schema_file`, after a check that what this experiment names is in it. Raises ConfigError."""
+        if not self.schema_file.exists():
+            raise ConfigError(
+                f"{self.schema_file}: no such file; the experiment names it as schema_file"
+            )
         if self.schema_file.suffix == ".json":
             schema = parse_schema(_read_text(self.schema_file), where=str(self.schema_file))
         else:

@@ -37,13 +37,15 @@ def column_problem(
     if found is None:
         fitting = [column for column, dtype in columns.items() if dtype in dtypes]
         hint = nearest(name, fitting) or nearest(name, columns)
-        yield f"{where} names column {name!r}, which [columns] does not declare{hint}"
+        remedy = hint or "; declare it, or name another"
+        yield f"{where} names column {name!r}, which [columns] does not declare{remedy}"
     elif found not in dtypes:
-        yield f"{where} needs column {name!r} to be one of {', '.join(dtypes)}, found {found}"
+        wanted = f"one of {', '.join(dtypes)}" if len(dtypes) > 1 else dtypes[0]
+        yield f"{where} needs column {name!r} to be {wanted}, found {found}; name another, or declare it so"
 
 
 def unknown_table(tables: Mapping[str, Table], table: str, where: str) -> str:
-    return f"{where} names table {table!r}, which [tables] does not declare{nearest(table, tables)}"
+    return f"{where} names table {table!r}, which [tables] does not declare{nearest(table, tables) or '; declare it'}"
 
 
 def family(dtype: str) -> str:
@@ -130,4 +132,4 @@ def _value_problem(
     try:
         pa.scalar(value, ARROW_TYPES[dtype])
     except (pa.ArrowException, TypeError, ValueError, OverflowError):
-        yield f"{where}: value {value!r} does not fit column {column!r} of type {dtype}"
+        yield f"{where}: value {value!r} does not fit column {column!r} of type {dtype}; write one of that type"

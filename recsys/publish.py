@@ -34,6 +34,13 @@ logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 MANIFEST = "MANIFEST.json"
+_MADE_BY = {
+    "encoder": "fit",
+    "day": "build",
+    "checkpoint": "train",
+    "report": "evaluate",
+    "bundle": "export",
+}
 CURRENT = "CURRENT"
 _DRAFT_PREFIX = ".draft-"
 _ABANDONED_SECONDS = 24 * 3600
@@ -249,14 +256,20 @@ def _commit(draft: Draft, root: Path, kind: str) -> Published:
     return Published(final, kind, draft.metadata, files, digest)
 
 
+def _command(kind: str) -> str:
+    return f" (recsys {_MADE_BY[kind]})" if kind in _MADE_BY else ""
+
+
 def _candidates(root: Path, kind: str, pointer: str) -> list[str]:
     if not root.exists():
-        raise ArtifactError(f"{root}: no such {kind}; check the path, or make it first")
+        raise ArtifactError(
+            f"{root}: no such {kind}; check the path, or make it first{_command(kind)}"
+        )
     older = versions(root)
     target = _pointed(root, pointer)
     if target is None:
         raise ArtifactError(
-            f"{root}: holds no published {kind} (no {pointer} file); check the path, or make it first"
+            f"{root}: holds no published {kind} (no {pointer} file); check the path, or make it first{_command(kind)}"
         )
     if "/" in target or target.startswith("."):
         raise ArtifactError(

@@ -63,7 +63,7 @@ def number_of(values_B: pa.Array, column: str, where: str) -> NDArray[np.float64
         if len(wrong):
             raise DataError(
                 f"{where}, column {column!r}: {number_B[wrong[0]]} is not a finite number "
-                f"({len(wrong)} such rows here); write null for a missing value",
+                f"({len(wrong)} such {'row' if len(wrong) == 1 else 'rows'} here); write null for a missing value",
                 row=int(wrong[0]),
             )
     return number_B

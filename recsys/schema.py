@@ -42,6 +42,7 @@ from recsys.schema_rules import problems
 from recsys.schema_sections import (
     ARROW_TYPES,
     MISSING_ROW,
+    OTHER_NAMES,
     RESERVED_ROWS,
     TIMESTAMP,
     UNKNOWN_ROW,
@@ -52,6 +53,7 @@ from recsys.schema_sections import (
     Table,
     Task,
     TimeGapToken,
+    dtype_name,
 )
 
 __all__ = [
@@ -85,6 +87,7 @@ __all__ = [
     "TextFeature",
     "TimeGapToken",
     "VectorFeature",
+    "dtype_name",
     "load_schema",
     "parse_schema",
 ]
@@ -105,8 +108,9 @@ class Schema(Config):
     def _known_dtypes(cls, columns: dict[str, str]) -> dict[str, str]:
         for name, dtype in columns.items():
             if dtype not in ARROW_TYPES:
+                meant = OTHER_NAMES.get(dtype.lower(), dtype)
                 raise ValueError(
-                    f"column {name!r} has unknown dtype {dtype!r}{nearest(dtype, ARROW_TYPES)}; "
+                    f"column {name!r} has unknown dtype {dtype!r}{nearest(meant, ARROW_TYPES)}; "
                     f"known: {', '.join(ARROW_TYPES)}"
                 )
         return columns

@@ -189,11 +189,12 @@ def _task_problems(schema: Sections) -> Iterator[str]:
             continue
         parent = schema.tasks.get(task.given)
         if parent is None:
-            yield f"{where}.given names task {task.given!r}, which is not declared{nearest(task.given, schema.tasks)}"
+            hint = nearest(task.given, schema.tasks) or "; declare it"
+            yield f"{where}.given names task {task.given!r}, which is not declared{hint}"
         elif "regression" in (task.kind, parent.kind):
-            yield f"{where}.given: both tasks of a funnel step must be binary"
+            yield f"{where}.given: both tasks of a funnel step must be binary, found a regression; take given out"
         elif name in _ancestors(schema, name):
-            yield f"{where}.given: the funnel runs in a circle"
+            yield f"{where}.given: the funnel runs in a circle; take one given out"
 
 
 def _ancestors(schema: Sections, name: str) -> set[str]:

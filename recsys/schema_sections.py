@@ -1,7 +1,7 @@
 """The sections of `schema.toml`, one frozen class each. `recsys.schema.Schema` puts them together."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pyarrow as pa
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
@@ -33,6 +33,27 @@ ARROW_TYPES: dict[str, pa.DataType] = (
     | {f"list<{name}>": pa.list_(_SCALARS[name]) for name in _LISTED}
     | {f"map<{name},float32>": pa.map_(_SCALARS[name], pa.float32()) for name in _MAP_KEYS}
 )
+
+
+def dtype_name(found: pa.DataType) -> str:
+    """What `[columns]` calls a type of Arrow's."""
+    return next((name for name, known in ARROW_TYPES.items() if known == found), str(found))
+
+
+# What other systems call them, where the nearest name would mislead.
+OTHER_NAMES = {
+    "int": "int64",
+    "integer": "int64",
+    "long": "int64",
+    "float": "float32",
+    "double": "float64",
+    "str": "string",
+    "text": "string",
+    "object": "string",
+    "boolean": "bool",
+    "date": "timestamp",
+    "datetime": "timestamp",
+}
 
 
 Side = Literal["user", "context", "candidate"]
@@ -110,6 +131,7 @@ class Sequence(Config):
     `target` maps a token to the candidate's categorical feature of the same table, so that a model may compare them.
     """
 
+    inlined: ClassVar[str | None] = "tokens"
     tokens: dict[str, Token]
     max_length: int = Field(default=50, ge=1, le=10_000)
     target: dict[str, str] = {}

@@ -6,15 +6,19 @@ mistake is one sentence on standard error and exit code 2; results go to standar
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
+from pydantic import ValidationError
+from typer.exceptions import TyperException
 
 from recsys.cli import data, model, service
 from recsys.cli.quickstart import quickstart
+from recsys.config import wrong_value
 from recsys.errors import UserError
 
 app = typer.Typer(
@@ -41,7 +45,7 @@ def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def _fail(message: str, *, code: int) -> None:
+def _fail(message: str, *, code: int) -> NoReturn:
     typer.echo(message, err=True)
     raise SystemExit(code) from None
 
@@ -67,6 +71,30 @@ for command in (
     app.command()(_interruptible(command))
 
 
+def _run(arguments: list[str]) -> int:
+    """Run a command; gives its exit code. A command line that cannot be read is a `_fail` of one sentence."""
+    if not arguments:
+        arguments = ["--help"]
+    try:
+        return app(arguments, prog_name="recsys", standalone_mode=False) or 0
+    except typer.Abort:
+        _fail("recsys: stopped", code=1)
+    except TyperException as error:
+        _fail(f"recsys: {_usage(error)}", code=2)
+
+
+def _usage(error: TyperException) -> str:
+    """What is wrong with a command line, in one sentence."""
+    context = getattr(error, "ctx", None)
+    told = error.format_message().rstrip(".")
+    if isinstance(error.__cause__, ValidationError):
+        told = f"{told.partition(': ')[0]}: {wrong_value(error.__cause__.errors()[0])}"
+    told = re.sub(r"\. Did you mean (.*)\?$", r" (did you mean \1?)", told)
+    told = re.sub(r"\(Possible options: (.*)\)$", r"(did you mean \1?)", told)
+    asked = "recsys" if context is None else context.command_path
+    return f"{told[0].lower()}{told[1:]}; see: {asked} --help"
+
+
 def main() -> None:
     """Run the command line; the console script of the package."""
     # Read when torch loads. Threads that spin while they wait stop a busy machine: up to 20 times slower.
@@ -77,7 +105,7 @@ def main() -> None:
     for package in ("recsys", "pipelines", "serving"):
         logging.getLogger(package).setLevel(logging.INFO)
     try:
-        app([argument for argument in arguments if argument != "--traceback"])
+        raise SystemExit(_run([argument for argument in arguments if argument != "--traceback"]))
     except UserError as error:
         if wants_traceback:
             raise

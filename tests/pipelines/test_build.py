@@ -339,10 +339,10 @@ def test_a_row_without_a_time_is_refused_unless_it_is_filtered(tmp_path: Path) -
 
 def test_no_rows_at_all_is_refused(tmp_path: Path) -> None:
     small = SmallPipeline(tmp_path, files={"log.csv": "user,item,price,shown_at,clicked\n"})
-    with pytest.raises(DataError, match="no training rows"):
+    with pytest.raises(DataError, match="no row is left to fit on"):
         fit(small.write(), tmp_path / "encoder")
     empty = parquet_pipeline(tmp_path / "empty", {"log.parquet": impressions(0)})
-    with pytest.raises(DataError, match="no training rows"):
+    with pytest.raises(DataError, match="no row is left to fit on"):
         fit(empty.write(), tmp_path / "encoder")
 
 

@@ -371,5 +371,5 @@ def test_a_key_that_no_file_has_and_one_of_no_usable_type_are_named(tmp_path: Pa
     priced = table(log).append_column("price", pa.array([1.5]))
     pipeline = LOG_PIPELINE.replace('by = "item"', 'by = "price"')
     small = SmallPipeline(tmp_path / "priced", LOG_SCHEMA, pipeline, {"log.parquet": priced})
-    with pytest.raises(ConfigError, match=r"counters\.recent: column 'price' is double"):
+    with pytest.raises(ConfigError, match=r"counters\.recent: column 'price' is float64"):
         small.rows()

@@ -25,7 +25,7 @@ def test_a_hash_split_takes_text_as_other_tools_write_it(tmp_path: Path, kind: p
 
 
 def test_a_hash_split_of_numbers_that_are_no_ids_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="the column of the split is double"):
+    with pytest.raises(DataError, match="the column of the split is float64"):
         _hash_split(tmp_path, pa.array(np.arange(20) / 2)).batches()
 
 

@@ -134,7 +134,11 @@ MISTAKES: list[tuple[str, Any, str]] = [
         {"kind": "cross", "columns": ["user_id", "tags"], "table": "user_genre"},
         "features.q needs column 'tags' to be one of bool, int8, int16, int32, int64, string, found list<string>",
     ),
-    ("features.user_genre.columns", ["genre"], "features.user_genre.columns: Tuple should have"),
+    (
+        "features.user_genre.columns",
+        ["genre"],
+        "features.user_genre.columns: needs at least 2 entries",
+    ),
     ("features.user_genre.columns", ["genre", "genre"], "names a column twice"),
     ("features.user_genre.table", "user_gnre", "(did you mean 'user_genre'?)"),
     ("features.user_genre.user_columns", ["usr_id"], "does not read (did you mean 'user_id'?)"),
@@ -153,7 +157,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
     (
         "features.affinity.key",
         "item_id",
-        "features.affinity needs column 'item_id' to be one of string, found int64",
+        "features.affinity needs column 'item_id' to be string, found int64",
     ),
     ("features.visits.key", "genre", "needs column 'genre' to be one of bool, int8"),
     (
@@ -174,10 +178,10 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("features.common.columns", ["price", "tags"], "needs column 'price' to be one of"),
     ("features.common.measure", "dice", "'count', 'share' or 'jaccard', found 'dice'"),
     ("features.picture.dim", None, "'features.picture.dim' is missing; add it"),
-    ("features.picture.column", "tags", "to be one of list<float32>, found list<string>"),
+    ("features.picture.column", "tags", "to be list<float32>, found list<string>"),
     ("features.price_band.edges", [1, 3, 2], "edges must increase, found 3 before 2; sort them"),
     ("features.price_band.edges", [1, 1], "edges must increase, found 1 before 1; sort them"),
-    ("features.price_band.edges", [], "features.price_band.edges: Tuple should have at least 1"),
+    ("features.price_band.edges", [], "features.price_band.edges: needs at least 1 entry"),
     ("features.price_band.buckets", 8, "edges and buckets are both given; give edges, or buckets"),
     ("tables.price_band", {"rows": 9}, "a bucket feature brings its own table"),
     ("tables.hour", {"rows": 9}, "a date_part feature brings its own table"),
@@ -187,12 +191,12 @@ MISTAKES: list[tuple[str, Any, str]] = [
         "features.hour is a part of the row's time, which [keys] does not name; add",
     ),
     ("features.hour.part", "hours", "found 'hours'"),
-    ("features.hour.column", "price", "needs column 'price' to be one of timestamp, found float32"),
+    ("features.hour.column", "price", "needs column 'price' to be timestamp, found float32"),
     ("features.tags.weights", "tag_score", "(did you mean 'tag_scores'?)"),
     (
         "features.tags.weights",
         "liked",
-        "needs column 'liked' to be one of list<float32>, found list<str",
+        "needs column 'liked' to be list<float32>, found list<str",
     ),
     (
         "features.words.ngrams",
@@ -202,7 +206,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
     (
         "features.words.column",
         "tags",
-        "needs column 'tags' to be one of string, found list<string>",
+        "needs column 'tags' to be string, found list<string>",
     ),
     (
         "features.rate.expression",
