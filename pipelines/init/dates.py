@@ -41,13 +41,14 @@ _TRIED_TEXTS = 50
 def form_of_text(distinct: pa.Array) -> TimeForm | None:
     """The strptime format that all texts are written in, None if there is none.
 
-    Where both the day and the month could stand first, the order of the texts in the file decides: times mostly rise.
+    Where both the day and the month could stand first, the order of the texts in the file decides, for times
+    mostly rise; then how close they lie to each other.
     """
     if not pc.all(pc.match_substring_regex(distinct, _LOOKS_LIKE_A_DATE)).as_py():
         return None
     few = distinct[:_TRIED_TEXTS]
     forms = [form for form in _forms() if _reads(few, form) and _reads(distinct, form)]
-    return max(forms, key=lambda form: _rises(distinct, form), default=None)
+    return max(forms, key=lambda form: _plausibility(distinct, form), default=None)
 
 
 def form_of_numbers(numbers: pa.Array) -> TimeForm | None:
@@ -78,10 +79,9 @@ def _reads(text: pa.Array, form: str) -> bool:
     return True
 
 
-def _rises(distinct: pa.Array, form: str) -> float:
-    """Share of texts, in the order of the file, whose time is not before the one above."""
+def _plausibility(distinct: pa.Array, form: str) -> tuple[float, int]:
+    """Share of texts, in the order of the file, whose time is not before the one above; then how close they lie."""
     moments = parse_times(distinct, form).cast(pa.int64())
-    if len(moments) < 2:
-        return 0.0
-    rising = pc.greater_equal(moments[1:], moments[:-1])
-    return float(rising.true_count / len(rising))
+    bounds = pc.min_max(moments)
+    rising = pc.greater_equal(moments[1:], moments[:-1]).true_count
+    return round(rising / len(moments), 2), bounds["min"].as_py() - bounds["max"].as_py()

@@ -1,7 +1,7 @@
 """How each column enters the model: which kinds of features, of which tables, on which side; or why it does not."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -172,11 +172,21 @@ def _reason_of_text(column: Column) -> str | None:
         return f"about {column.repetition:.1f} rows a value are too few to learn each one by heart"
     if column.dtype == "string" and _is_prose(column):
         return 'free text; kind = "text" reads it'
-    if column.is_integer and names.is_id(column.file_name) and is_unique(column):
-        return "an id of the row: another one in (nearly) every row"
+    if (
+        column.is_integer
+        and is_unique(column)
+        and (names.is_id(column.file_name) or _counts_rows(column))
+    ):
+        return "an id or number of the row: another one in (nearly) every row"
     if column.dtype in ("list<timestamp>",) or (column.dtype or "").startswith("map"):
         return f"{column.dtype} fits no feature by itself"
     return None
+
+
+def _counts_rows(column: Column) -> bool:
+    """Whether whole numbers rise by one from row to row."""
+    steps = np.diff(column.numbers())
+    return bool(len(steps) and np.mean(steps == 1) > 0.9)
 
 
 def _has_blanks(column: Column) -> bool:
@@ -220,6 +230,10 @@ def _learnable_rows(column: Column, roles: Roles) -> float:
 
 def _add_features(inputs: Inputs, usable: _Usable) -> None:
     column = usable.column
+    if column.side is None and column.is_integer and names.is_position(column.file_name):
+        # Logged, but decided only after ranking: the server scores everything as if it stood first.
+        fixed = {"serve": "fixed", "value": column.bounds[0]}
+        usable = replace(usable, side={**usable.side, **fixed})
     if column.is_list:
         _of_list(inputs, usable)
     elif column.dtype == "string" or column.dtype == "bool":

@@ -124,7 +124,7 @@ def _parquet_columns(path: Path) -> tuple[str, ...]:
         return tuple(pq.read_schema(path).names)
     except (pa.ArrowException, OSError) as error:
         raise DataError(
-            f"{path}: not readable as Parquet ({str(error).splitlines()[0][:200]})"
+            f"{path}: not readable as Parquet; the copy is damaged, copy the file again"
         ) from error
 
 

@@ -21,6 +21,7 @@ _FEWEST_POSITIVES = 10
 _NESTED_SHARE = 0.999
 _MOST_LEVELS = 6
 _MOST_KINDS = 12
+_MOST_COUNTS = 20
 
 
 @dataclass(frozen=True)
@@ -146,10 +147,9 @@ def _of_numbers(column: Column) -> Iterator[Label]:
                 {"at_least": _plain(level, column)},
                 numbers_B >= level,
             )
-    elif values[0] == 0 and (
-        names.is_outcome(column.file_name) or names.is_afterwards(column.file_name)
-    ):
-        yield _by_rule(column, f"any_{column.name}", {"above": _plain(0.0, column)}, numbers_B > 0)
+    elif values[0] == 0 and len(values) <= _MOST_COUNTS and names.is_outcome(column.file_name):
+        rule = {"above": _plain(0.0, column)}
+        yield _by_rule(column, f"any_{column.name}", rule, numbers_B > 0)
 
 
 def _rating(column: Column, numbers_B: NDArray[np.float64], values: NDArray[np.float64]) -> Label:
@@ -233,13 +233,9 @@ def is_constant_within(column: Column, key: Column) -> bool:
 
 
 def _derived(labels: Sequence[Label]) -> dict[str, str]:
-    """Rules about a rating where the file also brings flags made of it: then the flags are the labels."""
+    """Rules that say what a flag of the file says already, such as a rating of 4 or more and `liked`."""
     flags = [label for label in labels if label.rule is None]
-    ruled = [
-        label
-        for label in labels
-        if label.rule is not None and names.is_rating(label.column.file_name)
-    ]
+    ruled = [label for label in labels if label.rule is not None]
     return {label.task: "" for label in ruled if any(_same(label, flag) for flag in flags)}
 
 
@@ -260,12 +256,22 @@ def _is_learnable(label: Label) -> bool:
 def _guessed(candidates: Sequence[Label], free: Sequence[Column], ask: Ask | None) -> Chosen:
     """The one possible label, or the answer to a question, or the last column, where tables usually keep it."""
     columns = list(dict.fromkeys(label.column.name for label in candidates))
+    constant = [
+        column.file_name
+        for column in free
+        if names.is_outcome(column.file_name) and column.distinct == 1
+    ]
+    if constant and ask is None:
+        raise DataError(
+            f"{', '.join(constant[:5])}: the same value in all rows looked at, so there is nothing to learn; give rows "
+            "of both kinds, or name another label with --label"
+        )
     if not columns:
         raise DataError(
             "no column looks like something to predict: none has two values or a few levels that occur often enough"
-            f"{_closest(free)}; name one with --label"
+            f"{_closest(free)}; name one with --label, a number for a regression"
         )
-    if len(columns) == 1:
+    if len(columns) == 1 and _is_zero_or_one(_column(columns[0], free)):
         answer, said = columns[0], f"predicts {columns[0]}, the only column that can be a label"
     elif ask is not None:
         shown = [f"{name}: {_described(_column(name, free))}" for name in columns]
@@ -279,14 +285,22 @@ def _guessed(candidates: Sequence[Label], free: Sequence[Column], ask: Ask | Non
         )
     else:
         raise DataError(
-            f"several columns can be what is to be predicted: {', '.join(columns[:12])}; name one with --label"
+            f"no name says what is to be predicted; it can be {', '.join(columns[:12])}; name one with --label"
         )
     return Chosen(linked([label for label in candidates if label.column.name == answer]), (said,))
 
 
+def _is_zero_or_one(column: Column) -> bool:
+    """Whether a column says yes or no, or counts up from 0, and is no mere pair of names."""
+    return (
+        column.is_number
+        or {str(value).strip().lower() for value in column.by_frequency} <= _TRUE | _FALSE
+    )
+
+
 def _closest(free: Sequence[Column]) -> str:
     few = sorted(
-        (column for column in free if 2 <= column.distinct <= 50),
+        (column for column in free if column.distinct >= 2 and not column.is_list),
         key=lambda column: column.distinct,
     )[:5]
     return (

@@ -25,6 +25,9 @@ _TIME = re.compile(
     r"|epoch|unix"
 )
 _WEIGHT = re.compile(r"(sample|instance|case|row|importance)?[_ ]?weights?|wt")
+_POSITION = re.compile(
+    r"((item|display|ad|result|search)_)?(position|pos|rank|slot)(_(index|number|in_page|in_list))?"
+)
 _SPLIT = re.compile(
     r"split|fold|subset|partition|set|data[_ ]?split|is[_ ]?(test|train|valid|validation)"
 )
@@ -83,6 +86,11 @@ def is_time(name: str) -> bool:
 
 def is_weight(name: str) -> bool:
     return _WEIGHT.fullmatch(joined(name)) is not None
+
+
+def is_position(name: str) -> bool:
+    """Whether a name says at which place of a page or list something was shown."""
+    return _POSITION.fullmatch(joined(name)) is not None
 
 
 def is_split(name: str) -> bool:

@@ -15,6 +15,7 @@ from pipelines.init.roles import Roles
 
 _FEWEST_DAYS, _MOST_DAYS = 4, 60
 _HELD_OUT_SHARE = 0.1
+_FEWEST_TIMES = 20
 _NULL_TIMES = 0.05
 _DAY_MICROSECONDS = 86_400 * 1_000_000
 _PARTS = {"train": 0.8, "validation": 0.1, "test": 0.1}
@@ -120,11 +121,11 @@ def _by_time(time: Column, known_B: NDArray[np.bool_]) -> SplitChoice | None:
     """By days where there are some; by two moments where days are few or many; None where time hardly passes."""
     numbers_B = time.numbers()[known_B]
     times_B = np.sort(numbers_B[~np.isnan(numbers_B)]).astype(np.int64)
-    if len(np.unique(times_B)) < 20:
-        return None
     days = _by_days(times_B)
     if days is not None:
         return days
+    if len(np.unique(times_B)) < _FEWEST_TIMES:
+        return None
     first, second = (
         _moment(times_B, share) for share in (1 - 2 * _HELD_OUT_SHARE, 1 - _HELD_OUT_SHARE)
     )

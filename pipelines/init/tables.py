@@ -74,11 +74,22 @@ def _beside(
     own = columns_of(other)
     pair = next(iter(_key_pairs(columns, own)), None)
     if pair is None:
-        raise DataError(
-            f"{path}: has other columns than {main.files[0].path}, and none of them is a key that both have and that "
-            f"occurs once in each row of {path.name}; leave the file out, or give files of the same columns"
-        )
+        raise DataError(_stranger(other.files[0], main.files[0]))
     return _joined(other, pair, columns, own, number=number)
+
+
+def _stranger(found: Found, main: Found) -> str:
+    """What to say of a file that is neither more rows nor a side table."""
+    shared = set(found.columns) & set(main.columns)
+    if 2 * len(shared) >= len(main.columns):
+        more, fewer = set(found.columns) - shared, set(main.columns) - shared
+        said = [f"has {', '.join(sorted(more)[:5])}"] if more else []
+        said += [f"lacks {', '.join(sorted(fewer)[:5])}"] if fewer else []
+        return f"{found.path}: {' and '.join(said)}, unlike {main.path}; leave it out, or give files of equal columns"
+    return (
+        f"{found.path}: has other columns than {main.path}, and no column that both have names its rows one by one, "
+        "as a side table's key does; leave it out"
+    )
 
 
 def _key_pairs(columns: Sequence[Column], own: Sequence[Column]) -> list[tuple[Column, Column]]:
