@@ -164,6 +164,8 @@ def _sentence(cls: type[BaseModel], detail: ErrorDetails, others: Iterable[Error
         context = detail.get("ctx", {})
         tag = str(context.get("tag", ""))
         kinds = str(context.get("expected_tags", "")).replace("'", "").split(", ")
+        if not tag:
+            return f"'{where}.kind' is missing; add one of: {', '.join(kinds)}"
         return f"{where}.kind: unknown {tag!r}{nearest(tag, kinds)}; known: {', '.join(kinds)}"
     if detail["type"] == "value_error":
         problem = detail["msg"].removeprefix("Value error, ")

@@ -38,6 +38,7 @@ from recsys.made_up import made_up_rows
 from recsys.models import NamedProgram, RankingModel
 from recsys.models.experts import fold_norms
 from recsys.publish import Published, publication
+from recsys.raw import column_of
 from recsys.request_rows import RequestColumns, RequestEncoder
 from recsys.run import BEST, load_run
 from recsys.schema import Schema
@@ -228,9 +229,8 @@ def _golden(model: RankingModel, encoder: Encoder, rows: pa.Table | None) -> Gol
     schema = encoder.schema
     raw = made_up_rows(encoder, _GOLDEN_ROWS, seed=_GOLDEN_SEED)
     if rows is not None:
-        raw = pa.concat_tables(
-            [rows.select(raw.column_names).cast(raw.schema), raw]
-        ).combine_chunks()
+        given = [column_of(rows, name, schema, "export --rows") for name in raw.column_names]
+        raw = pa.concat_tables([pa.table(given, schema=raw.schema), raw]).combine_chunks()
     columns = RequestColumns.of(schema)
     user, candidates = raw.select([*columns.user, *columns.context]), raw.select(columns.candidate)
     # Row i and its neighbour i + 1 meet the users i and i - 1: no candidate is scored for its own row's user alone.

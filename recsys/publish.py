@@ -161,7 +161,7 @@ def read_version(
         )
     if found_kind != kind:
         raise ArtifactError(
-            f"{path}: holds a published {found_kind}, expected a {kind}; give the {kind}'s path"
+            f"{path}: holds a published {found_kind} in place of the {kind}; give the {kind}'s path"
         )
     for name, entry in files.items():
         _verify_file(path, name, entry, verify)

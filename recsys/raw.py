@@ -21,7 +21,9 @@ def read_rows(rows: Path) -> pa.Table:
     except FileNotFoundError as error:
         raise DataError(f"{rows}: no such file; check the path") from error
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{rows}: not a readable Parquet file ({error})") from error
+        raise DataError(
+            f"{rows}: not a readable Parquet file; give raw rows as recsys rows writes them"
+        ) from error
 
 
 def column_of(raw: pa.Table, name: str, schema: Schema, where: str) -> pa.Array:

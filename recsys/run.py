@@ -30,7 +30,7 @@ from recsys.encode import Encoder, load_encoder, read_encoder
 from recsys.errors import ArtifactError, ConfigError
 from recsys.experiment import Experiment, load_experiment
 from recsys.models import RankingModel, build_model
-from recsys.publish import CURRENT, Published, fsync_tree, resolve
+from recsys.publish import CURRENT, Published, fsync_tree, resolve, versions
 from recsys.schema import Schema, parse_schema
 
 BEST = "BEST"
@@ -131,6 +131,12 @@ def create_run(path: Path, experiment: Experiment) -> RunDirectory:
     return open_run(path)
 
 
+def remove_unless_begun(run: RunDirectory) -> None:
+    """Take a run away that ended before its first record."""
+    if not run.metrics.exists():
+        shutil.rmtree(run.path)
+
+
 def fitted_encoder(experiment: Experiment) -> Encoder:
     """The encoder that an experiment names, with the experiment's schema.
 
@@ -186,6 +192,10 @@ def resolve_checkpoint(directory: RunDirectory, checkpoint: str) -> Published:
     if checkpoint in (BEST, CURRENT):
         published = resolve(root, kind=CHECKPOINT_KIND, pointer=checkpoint, verify="digests")
     else:
+        if not (root / checkpoint).is_dir():
+            raise ArtifactError(
+                f"{root}: no checkpoint {checkpoint!r}; name BEST, CURRENT or one of {', '.join(versions(root))}"
+            )
         published = resolve(root / checkpoint, kind=CHECKPOINT_KIND, verify="digests")
     for name, expected in directory.digests.items():
         found = published.metadata[name]

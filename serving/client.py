@@ -90,6 +90,10 @@ def _ask(client: httpx.Client, method: str, path: str, body: Any = None) -> Any:
         response = client.request(
             method, path, content=None if body is None else orjson.dumps(body)
         )
+    except httpx.UnsupportedProtocol as error:
+        raise RequestError(
+            f"{client.base_url}: is no URL of a server; write one such as http://127.0.0.1:8000"
+        ) from error
     except httpx.TransportError as error:
         raise RequestError(
             f"{client.base_url}: no answer ({error}); check that the server runs"

@@ -1,12 +1,14 @@
 """Files of raw rows in, files of scores out, through the ranker itself or through a running server."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recsys.errors import ConfigError
+from recsys.errors import ConfigError, DataError
 from recsys.raw import read_rows
 from serving.client import score_rows_over_http
 from serving.ranker import Ranker
@@ -68,7 +70,7 @@ def score_file(
         raise ConfigError("score: give either --bundle or --url, to say what scores the rows")
     table = read_rows(rows)
     if bundle is not None:
-        scored = Ranker.load(bundle).score_rows(table)
+        scored = _score(Ranker.load(bundle), table, rows)
     else:
         assert url is not None
         key = None if key_file is None else read_key(key_file)
@@ -76,9 +78,21 @@ def score_file(
     try:
         pq.write_table(scored, scores, compression="zstd")
     except OSError as error:
-        raise ConfigError(f"{scores}: cannot be written ({error}); choose another place") from error
+        reason = os.strerror(error.errno) if error.errno else error
+        raise ConfigError(
+            f"{scores}: cannot be written ({reason}); choose another place"
+        ) from error
     first = scored.slice(0, _SHOWN_ROWS).to_pylist()
     return ScoredFile(scores, scored.num_rows, tuple(scored.column_names), tuple(first))
+
+
+def _score(ranker: Ranker, table: pa.Table, rows: Path) -> pa.Table:
+    """The scores of a file's rows; what is wrong with them is named by the file, its rows counted from 1."""
+    try:
+        return ranker.score_rows(table)
+    except DataError as error:
+        where = f"{rows}" if error.row is None else f"{rows}, row {error.row + 1}"
+        raise DataError(f"{where}: {error.problem}") from error
 
 
 def _cell(value: Any) -> str:

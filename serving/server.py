@@ -70,7 +70,8 @@ def read_key(file: Path) -> str:
     try:
         key = file.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: no readable key ({error}); write one line of ASCII") from error
+        reason = getattr(error, "strerror", None) or "not ASCII"
+        raise ConfigError(f"{file}: no readable key ({reason}); write one line of ASCII") from error
     if len(key) < _LEAST_KEY_LENGTH or not key.isprintable() or " " in key:
         raise ConfigError(
             f"{file}: a key is one line of at least {_LEAST_KEY_LENGTH} printable characters without blanks; "

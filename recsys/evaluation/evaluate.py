@@ -77,7 +77,7 @@ def evaluate(
     names = day_names(days) if days is not None else experiment.data.test
     if names is None:
         raise ConfigError(
-            f"{run}: the experiment names no test days; add data.test, or name days to evaluate"
+            f"{run}: the experiment names no test days; name days to evaluate (--days)"
         )
     opened = open_days(
         experiment.data.directory,

@@ -21,7 +21,7 @@ from torch import Tensor
 from recsys.batch import Batch
 from recsys.day_names import DayRange
 from recsys.days import Build, Days, open_days
-from recsys.errors import ConfigError, TrainingError
+from recsys.errors import ConfigError, TrainingError, UserError
 from recsys.evaluation.evaluate import outcomes_of
 from recsys.evaluation.metrics import evaluate_tasks
 from recsys.experiment import Experiment, load_experiment
@@ -29,7 +29,15 @@ from recsys.feed import START, Feed
 from recsys.models import RankingModel
 from recsys.models.experts import BatchNorm
 from recsys.models.precision import use_fast_float32
-from recsys.run import RunDirectory, choose_device, choose_threads, create_run, new_model, open_run
+from recsys.run import (
+    RunDirectory,
+    choose_device,
+    choose_threads,
+    create_run,
+    new_model,
+    open_run,
+    remove_unless_begun,
+)
 from recsys.training.checkpoint import Progress, mark_best, read_progress, restore, save_checkpoint
 from recsys.training.journal import Journal, Record, progress_to
 from recsys.training.objective import Loss, build_objective, mean_by_task
@@ -84,7 +92,12 @@ def train(experiment: Experiment | Path, run: Path, *, resume: bool = False) -> 
     """
     asked = load_experiment(experiment) if isinstance(experiment, Path) else experiment
     if not resume:
-        return _fit(create_run(run, asked))
+        new = create_run(run, asked)
+        try:
+            return _fit(new)
+        except UserError:
+            remove_unless_begun(new)
+            raise
     directory = open_run(run)
     _require_same(directory, asked)
     return _fit(directory)

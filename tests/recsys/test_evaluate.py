@@ -174,7 +174,7 @@ def test_days_and_checkpoints_can_be_named(data: SmallData, tmp_path: Path) -> N
         checkpoint=version,
     )
     assert again.report.entries == found.report.entries
-    with pytest.raises(ArtifactError, match="no such checkpoint"):
+    with pytest.raises(ArtifactError, match="no checkpoint '"):
         evaluate(data.root / "run", tmp_path / "report", checkpoint="20260101T000000.000000Z-0000")
     with pytest.raises(ArtifactError, match="2026-09-09"):
         evaluate(data.root / "run", tmp_path / "report", days="2026-09-09")

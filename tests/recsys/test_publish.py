@@ -106,7 +106,7 @@ def test_a_damaged_version_falls_back_to_the_one_before_and_says_so(
 
 def test_a_missing_file_another_kind_and_an_empty_place_are_told_apart(tmp_path: Path) -> None:
     version = put(tmp_path, "one")
-    with pytest.raises(ArtifactError, match="holds a published note, expected a bundle"):
+    with pytest.raises(ArtifactError, match="holds a published note in place of the bundle"):
         resolve(tmp_path, kind="bundle")
     (tmp_path / version / "other.txt").unlink()
     with pytest.raises(ArtifactError, match=r"other\.txt: missing"):
