@@ -114,7 +114,7 @@ class _Batch:
         if not is_id(values.type):
             raise ConfigError(
                 f"{self.plan.path}: {path}: column {name!r} is {dtype_name(values.type)}, and events are found "
-                "by text, integers, booleans or timestamps; declare it as one under [columns] of the schema, or name another"
+                "by text, integers, booleans or timestamps; declare it as one under [columns], or name another"
             )
         return values
 

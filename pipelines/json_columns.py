@@ -13,6 +13,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from recsys.errors import DataError
+from recsys.schema import dtype_name
 
 Kind = Literal["boolean", "number", "string", "list", "object"]
 
@@ -106,7 +107,7 @@ def _asked(declared: pa.DataType | None) -> str:
         if kind == "string"
         else f"write {_SHOWN[kind]} or change [columns]"
     )
-    return f"the schema says {declared}; {advice}"
+    return f"the schema says {dtype_name(declared)}; {advice}"
 
 
 def _scalars(values: Sequence[Any], kind: Kind, declared: pa.DataType | None) -> pa.Array:

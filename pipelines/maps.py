@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.scalars import other_family, plain, scalars
+from recsys.schema import dtype_name
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,9 @@ def convert_map(values: pa.Array, target: pa.MapType) -> pa.MapArray:
     elif pa.types.is_map(values.type) or _is_list_of_pairs(values.type):
         found = _of_pairs(values)
     else:
-        raise other_family(values.type, f"map<{target.key_type},{target.item_type}>")
+        raise other_family(
+            values.type, f"map<{dtype_name(target.key_type)},{dtype_name(target.item_type)}>"
+        )
     keys = scalars(plain(found.keys), target.key_type)
     items = scalars(plain(found.items), target.item_type)
     return _Entries(keys, items, found.lengths_B, found.missing_B).to_map()

@@ -7,6 +7,7 @@ import pyarrow.compute as pc
 
 from pipelines.times import TimeForm, times
 from recsys.errors import DataError
+from recsys.schema import dtype_name
 
 
 def scalars(values: pa.Array, target: pa.DataType, form: TimeForm | None = None) -> pa.Array:
@@ -24,7 +25,7 @@ def scalars(values: pa.Array, target: pa.DataType, form: TimeForm | None = None)
         return made
     text = types.is_string(found)
     if text != types.is_string(target) or not (text or _is_number(found)):
-        raise other_family(found, str(target))
+        raise other_family(found, dtype_name(target))
     if types.is_boolean(target):
         _require_zero_or_one(values)
     # Rounding to the nearest float is what a float means; every other loss is refused.
@@ -47,7 +48,7 @@ def other_family(found: pa.DataType, dtype: str) -> DataError:
     """The error for a column whose type can never become what the schema says."""
     name = re.sub(r"^timestamp.*", "timestamp", dtype)
     return DataError(
-        f"is {found} in the file, the schema says {name}; change the file or [columns]"
+        f"is {dtype_name(found)} in the file, the schema says {name}; change the file or [columns]"
     )
 
 

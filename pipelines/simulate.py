@@ -291,7 +291,7 @@ def _whole_folder(out: Path) -> Iterator[Path]:
         os.replace(partial, out)
     except OSError as error:
         raise ArtifactError(
-            f"{out}: cannot be written ({error}); check path, rights and free space"
+            f"{out}: cannot be written ({error.strerror}); check path, rights and free space"
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -37,6 +37,8 @@ ARROW_TYPES: dict[str, pa.DataType] = (
 
 def dtype_name(found: pa.DataType) -> str:
     """What `[columns]` calls a type of Arrow's."""
+    if pa.types.is_list(found) or pa.types.is_large_list(found):
+        return f"list<{dtype_name(found.value_type)}>"
     return next((name for name, known in ARROW_TYPES.items() if known == found), str(found))
 
 
