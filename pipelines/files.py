@@ -148,7 +148,8 @@ def _tables(
         if piece.file.format == "jsonl":
             yield from read_jsonl(piece.file, wanted, within=piece.within, declared=declared)
         elif piece.file.csv is not None:
-            places = [_names(piece.file).index(name) for name in wanted]
+            names = _names(piece.file)
+            places = [names.index(name) for name in wanted]
             for table in read_csv(piece.file, piece.file.csv, places, within=piece.within):
                 yield table.rename_columns(wanted)
         else:
