@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from pipelines.csv_faults import explain
-from pipelines.csv_text import STAND_IN, CsvText, excerpt, first_line, narrow, parsed
+from pipelines.csv_text import STAND_IN, CsvText, excerpt, first_line, is_wide, narrow, parsed
 from pipelines.lines import ByteRange, cut_ranges, first_bytes, is_packed
 from pipelines.sources import Csv, DataFile
 from recsys.errors import DataError
@@ -135,7 +135,7 @@ def _gathered(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
 
 
 def _cleaned(column: pa.ChunkedArray, settings: Csv) -> pa.ChunkedArray:
-    if len(settings.delimiter) > 1 and settings.quote:
+    if is_wide(settings) and settings.quote:
         # Inside quotes a delimiter is text.
         column = pc.replace_substring(column, STAND_IN, settings.delimiter)
     if settings.strip:

@@ -1,4 +1,4 @@
-"""The text of a CSV file as its parsers get it: UTF-8, without the header, delimiters one character wide."""
+"""The text of a CSV file as its parsers get it: UTF-8, without the header, delimiters one byte wide."""
 
 import csv
 import io
@@ -9,7 +9,7 @@ from pipelines.lines import ByteRange, line_blocks
 from pipelines.sources import Csv, DataFile
 from recsys.errors import DataError
 
-# Stands for a delimiter of several characters, which pyarrow cannot split at: ASCII's own "unit separator".
+# Stands for a delimiter of several bytes, which pyarrow cannot split at: ASCII's own "unit separator".
 STAND_IN = "\x1f"
 
 _LINE_END = re.compile(rb"\r\n|\n|\r")
@@ -34,6 +34,9 @@ class CsvText(io.RawIOBase):
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         size = min(len(buffer), len(self._left))
+        if 1 < size < len(self._left) and self._left[size - 1] == ord("\r"):
+            # pyarrow drops a line feed at which a read begins, and takes one that is alone for the end of the file.
+            size -= 1
         buffer[:size] = self._left[:size]
         self._left = self._left[size:]
         if not self._left:
@@ -54,7 +57,7 @@ def narrow_blocks(file: DataFile, settings: Csv, within: ByteRange | None) -> It
     for block in line_blocks(file.path, within, encoding=settings.encoding):
         if header:
             block, header = _without_first(block), False
-        if len(settings.delimiter) > 1:
+        if is_wide(settings):
             if stand_in in block:
                 raise DataError(
                     f"{file.path}: holds the control character 0x1F, which stands in for the delimiter "
@@ -68,7 +71,7 @@ def first_line(file: DataFile, settings: Csv) -> str:
     """The first line of a file, delimiters one character wide; empty when the file is."""
     block = next(line_blocks(file.path, encoding=settings.encoding), b"")
     line = _LINE_END.split(block, 1)[0].decode(errors="replace")
-    return line if len(settings.delimiter) == 1 else line.replace(settings.delimiter, STAND_IN)
+    return line.replace(settings.delimiter, STAND_IN) if is_wide(settings) else line
 
 
 def parsed(lines: Iterable[str], settings: Csv) -> Iterator[list[str]]:
@@ -82,8 +85,13 @@ def parsed(lines: Iterable[str], settings: Csv) -> Iterator[list[str]]:
 
 
 def narrow(settings: Csv) -> str:
-    """The one character at which the text is split."""
-    return settings.delimiter if len(settings.delimiter) == 1 else STAND_IN
+    """The one character, of one byte, at which the text is split."""
+    return STAND_IN if is_wide(settings) else settings.delimiter
+
+
+def is_wide(settings: Csv) -> bool:
+    """Whether the delimiter has several bytes, so that STAND_IN takes its place."""
+    return len(settings.delimiter.encode()) > 1
 
 
 def excerpt(text: str, settings: Csv) -> str:

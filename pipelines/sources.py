@@ -55,6 +55,11 @@ class Csv(Config):
             raise ValueError(
                 "delimiter separates the fields of a line and cannot end it; write another"
             )
+        if not self.quote.isascii() or (self.quote and self.quote in self.delimiter):
+            raise ValueError(
+                f"quote {self.quote!r} cannot enclose fields beside delimiter {self.delimiter!r}; "
+                "write an ASCII character that is no part of it, or leave it empty"
+            )
         if self.map_separator == self.list_separator:
             raise ValueError(
                 f"list_separator and map_separator are both {self.map_separator!r}; give them different ones"

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipelines import csv_files
 from pipelines.agreement import require_columns
 from pipelines.files import cut_into_parts, read
 from pipelines.sources import Csv, DataFile
@@ -42,6 +43,7 @@ def write(folder: Path, content: str | bytes, name: str = "log.csv") -> Path:
 READABLE: dict[str, tuple[str | bytes, dict[str, Any], list[Row]]] = {
     "two colons": ("a::b\n1::x:y\n", {"delimiter": "::"}, [("1", "x:y")]),
     "two bars": ("a||b\n1||x|y\n", {"delimiter": "||"}, [("1", "x|y")]),
+    "a sign of two bytes": ('a§b\n1§"x§y"\n', {"delimiter": "§"}, [("1", "x§y")]),
     "comma and blank": ("a, b\n1, 2,3\n", {"delimiter": ", "}, [("1", "2,3")]),
     "a wide delimiter inside quotes": (
         'a::b\n1::"x::y"\n"p::\n""q"::2\n',
@@ -175,6 +177,8 @@ def test_a_packed_file_that_is_cut_short_or_not_packed_says_so(
     [
         ({"delimiter": ""}, "at least 1 character"),
         ({"delimiter": "\n"}, "cannot end it"),
+        ({"quote": "“"}, "an ASCII character that is no part of it"),
+        ({"quote": ","}, "quote ',' cannot enclose fields beside delimiter ','"),
         ({"header": False}, "names are needed with header = false"),
         ({"list_separator": ":"}, "list_separator and map_separator are both ':'"),
     ],
@@ -213,6 +217,19 @@ def test_whatever_is_written_comes_back(
     path = write(tmp_path, text.getvalue().replace("\x1e", delimiter).encode(encoding))
     found = rows_of(path, part_bytes=part_bytes, delimiter=delimiter, encoding=encoding, nulls=())
     assert found == [tuple(row) for row in table]
+
+
+@pytest.mark.parametrize("before", range(12))
+def test_a_line_end_of_two_characters_is_not_cut_between_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int
+) -> None:
+    # Text beyond one read of the parser's, as a block of translated text can be.
+    monkeypatch.setattr(csv_files, "_PARSED_BYTES", 16)
+    line = "x" * before
+    quoted = write(tmp_path, f'a,b\r\n{line},"1\r\n"\r\n2,"\r\n3"\r\n', "quoted.csv")
+    assert rows_of(quoted) == [(line or None, "1\r\n"), ("2", "\r\n3")]
+    plain = write(tmp_path, f"a,b\r\n{line},1\r\n" + "22,333\r\n" * 4)
+    assert rows_of(plain) == [(line or None, "1"), *[("22", "333")] * 4]
 
 
 @given(
