@@ -139,7 +139,8 @@ def find_files(
                 path, len(found), source.format, settings, source.rename, split, _folders(path)
             )
             found.append(file)
-    twice = repeated([str(file.path) for file in found])
+    # One file may have several names: a link, or a path through "..".
+    twice = repeated([os.path.realpath(file.path) for file in found])
     if twice is not None:
         raise ConfigError(f"{where}: file {twice} is named twice; its rows would count double")
     return tuple(found)
@@ -153,7 +154,8 @@ def _paths(source: FileSet, folder: Path, where: str) -> Iterator[Path]:
                 raise DataError(f"{path}: no such file; {where} names it as {pattern!r}")
             matches = [path]
         else:
-            matches = [Path(match) for match in sorted(glob.glob(str(path)))]
+            # A bracket is one: only * and ? match anything else than themselves.
+            matches = [Path(match) for match in sorted(glob.glob(str(path).replace("[", "[[]")))]
             if not matches:
                 raise DataError(
                     f"{path}: no file matches this pattern; {where} names it as {pattern!r}"
@@ -167,7 +169,7 @@ def _paths(source: FileSet, folder: Path, where: str) -> Iterator[Path]:
 
 def _within(folder: Path, format_: Format, where: str) -> Iterator[Path]:
     """The data files of a format in a folder and the folders below it, by name; hidden ones and `_SUCCESS` left out."""
-    inside = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    inside = [path.relative_to(folder) for path in _below(folder)]
     found = sorted(path for path in inside if _is_data(path, format_))
     if not found:
         suffixes = ", ".join(f"*{suffix}" for suffix in _SUFFIXES[format_])
@@ -177,6 +179,14 @@ def _within(folder: Path, format_: Format, where: str) -> Iterator[Path]:
             f"name the files in {where}, such as {str(folder / '*')!r}"
         )
     yield from (folder / path for path in found)
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """All files in a folder and below it, through links to folders too, but for those that lead back up."""
+    for place, folders, names in os.walk(folder, followlinks=True):
+        above = {os.path.realpath(place), *map(str, Path(os.path.realpath(place)).parents)}
+        folders[:] = [name for name in folders if os.path.realpath(Path(place, name)) not in above]
+        yield from (Path(place, name) for name in names)
 
 
 def _is_data(path: Path, format_: Format) -> bool:

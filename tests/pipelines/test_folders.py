@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from recsys.errors import DataError
+from recsys.errors import ConfigError, DataError
 from tests.pipelines.small_pipeline import CSV, PIPELINE, SCHEMA, SmallPipeline
 
 HEADER, *LINES = CSV.strip().splitlines()
@@ -57,6 +57,31 @@ def test_a_folder_stands_for_its_data_files_and_those_below_by_name(
         for row in batch.table.to_pylist()
     ]
     assert names == [("logs/a.csv", "bob"), ("logs/b/one.tsv", "ann"), ("logs/c.csv", "ann")]
+
+
+def test_links_to_folders_are_followed_and_a_file_of_two_names_is_refused(tmp_path: Path) -> None:
+    files: dict[str, str | bytes | pa.Table] = {
+        "logs/a.csv": f"{HEADER}\n{LINES[0]}\n",
+        "elsewhere/b.csv": f"{HEADER}\n{LINES[1]}\n",
+    }
+    small = SmallPipeline(tmp_path, pipeline=FOLDER, files=files)
+    small.write()
+    (tmp_path / "logs/day=1").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "logs/up").symlink_to(tmp_path / "logs")
+    assert [row["user"] for row in small.rows()] == ["ann", "bob"]
+    (tmp_path / "logs/latest.csv").symlink_to(tmp_path / "logs/a.csv")
+    with pytest.raises(ConfigError, match=r"logs/a\.csv is named twice"):
+        small.rows()
+
+
+def test_brackets_in_a_path_are_no_pattern(tmp_path: Path) -> None:
+    files: dict[str, str | bytes | pa.Table] = {
+        "log[1].csv": f"{HEADER}\n{LINES[0]}\n",
+        "log1.csv": f"{HEADER}\n{LINES[1]}\n",
+    }
+    text = PIPELINE.replace("log.csv", "log[1]*.csv")
+    small = SmallPipeline(tmp_path / "work [2026]", pipeline=text, files=files)
+    assert [row["user"] for row in small.rows()] == ["ann"]
 
 
 @pytest.mark.parametrize("held", [None, "logs/part-00000"])
