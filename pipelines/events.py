@@ -111,6 +111,9 @@ class _Batch:
 
     def _key(self, path: str, name: str) -> pa.Array:
         values = one_array(self.table.column(name))
+        if pa.types.is_null(values.type):
+            # A file without any value of an undeclared column says no type.
+            return values.cast(pa.int64())
         if not is_id(values.type):
             raise ConfigError(
                 f"{self.plan.path}: {path}: column {name!r} is {dtype_name(values.type)}, and events are found "

@@ -76,13 +76,16 @@ class SideTable:
         """The rows with this table's columns added, in the same order, and how many of them found no match."""
         keys = [one_array(table.column(name)) for name in self.on]
         for name, values, level in zip(self.on, keys, self.levels, strict=True):
-            if values.type != level.values.type:
+            if not pa.types.is_null(values.type) and values.type != level.values.type:
                 here, there = dtype_name(level.values.type), dtype_name(values.type)
                 raise DataError(
                     f"{self.name}: key {name!r} is {here} here and {there} in the rows; "
                     "declare it under [columns] of the schema, so that both sides get one type"
                 )
-        row = pa.array(self.row_of_number).take(_numbered(keys, self.levels))
+        typed = [
+            values.cast(level.values.type) for values, level in zip(keys, self.levels, strict=True)
+        ]
+        row = pa.array(self.row_of_number).take(_numbered(typed, self.levels))
         for name in self.columns.column_names:
             values = one_array(self.columns.column(name)).take(row)
             if self.absent is not None:

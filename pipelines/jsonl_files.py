@@ -58,8 +58,16 @@ def read_jsonl(
         table = _plain_block(block, wanted, declared)
         if table is None:
             table = _any_block(file, block, wanted, first_row=row, declared=declared)
-        yield table
+        yield _without_made_up_types(table)
         row += table.num_rows
+
+
+def _without_made_up_types(table: pa.Table) -> pa.Table:
+    """A column without any value is of no type, however it was read."""
+    for place, name in enumerate(table.column_names):
+        if table.num_rows and table.column(name).null_count == table.num_rows:
+            table = table.set_column(place, name, pa.nulls(table.num_rows))
+    return table
 
 
 def _plain_block(

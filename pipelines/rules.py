@@ -1,6 +1,7 @@
 """Rules about one column: labels, filters and the `where` of a history."""
 
 import datetime
+from collections.abc import Sequence
 from typing import Annotated, Any, Self
 
 import pyarrow as pa
@@ -10,6 +11,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from recsys.config import Config
 from recsys.errors import ConfigError
 from recsys.schema import TIMESTAMP, dtype_name
+
+_INT64 = range(-(1 << 63), 1 << 63)
 
 
 def _one_value(value: Any) -> Any:
@@ -90,16 +93,19 @@ def check_rule(rule: Rule, found: pa.DataType, where: str) -> None:
 
 def evaluate(rule: Rule, values: pa.Array, *, where: str) -> pa.Array:
     """The rule's answer for each value of its column, a boolean or null. Raises ConfigError as `check_rule` does."""
+    if pa.types.is_null(values.type):
+        # Where a file says no type there is no value to compare.
+        is_there_only = rule.in_ is None and not rule._comparisons
+        unknown = pa.scalar(rule.negate if is_there_only else None, pa.bool_())
+        return pa.repeat(unknown, len(values))
     check_rule(rule, values.type, where)
     answers = [
         pc.call_function(name, [values, _scalar(value, values.type, rule.column, where)])
         for name, value in rule._comparisons.items()
     ]
     if rule.in_ is not None:
-        known = pa.array(
-            [_scalar(value, values.type, rule.column, where).as_py() for value in rule.in_],
-            values.type,
-        )
+        scalars = [_scalar(value, values.type, rule.column, where) for value in rule.in_]
+        known = pa.array(_held([scalar.as_py() for scalar in scalars], values.type), values.type)
         answers.append(pc.if_else(values.is_valid(), pc.is_in(values, value_set=known), None))
     if rule.not_null:
         answers.append(values.is_valid())
@@ -107,6 +113,16 @@ def evaluate(rule: Rule, values: pa.Array, *, where: str) -> pa.Array:
     for other in answers[1:]:
         answer = pc.and_(answer, other)
     return pc.invert(answer) if rule.negate else answer
+
+
+def _held(values: Sequence[Any], dtype: pa.DataType) -> Sequence[Any]:
+    """Those of the values that a type can hold: an integer is never 2.5, nor beyond its width."""
+    if not pa.types.is_integer(dtype):
+        return values
+    signed = pa.types.is_signed_integer(dtype)
+    limits = range(-(1 << (dtype.bit_width - 1)) if signed else 0, 1 << (dtype.bit_width - signed))
+    whole = [int(value) for value in values if float(value).is_integer()]
+    return [value for value in whole if value in limits]
 
 
 def _scalar(value: Literal, found: pa.DataType, column: str, where: str) -> pa.Scalar:
@@ -119,7 +135,7 @@ def _scalar(value: Literal, found: pa.DataType, column: str, where: str) -> pa.S
     if types.is_timestamp(found) and isinstance(value, datetime.date):
         return pa.scalar(value).cast(TIMESTAMP)
     if isinstance(value, int | float) and not isinstance(value, bool):
-        if types.is_integer(found):
+        if types.is_integer(found) and (isinstance(value, float) or value in _INT64):
             return pa.scalar(value)
         if types.is_floating(found):
             # The nearest value of the column's own width: a float32 column can equal 0.1.

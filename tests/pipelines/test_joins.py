@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from pipelines.build import build, fit
@@ -79,6 +80,27 @@ def test_where_makes_a_key_of_a_plain_join_unique(tmp_path: Path) -> None:
     small.pipeline = PIPELINE + COUNT.replace("count  =", "# ")
     with pytest.raises(DataError, match="item = 1 occurs more than once"):
         sold(small)
+
+
+def test_a_file_without_any_value_of_an_undeclared_key_matches_and_counts_nothing(
+    tmp_path: Path,
+) -> None:
+    schema = SCHEMA.replace(
+        'price = "float32"\n', 'price = "float32"\nseen = "int64"\nrank = "int64"\n', 1
+    )
+    text = PIPELINE.replace('"log.csv"', '"log-*.jsonl"').replace('"csv"', '"jsonl"') + (
+        '[[joins]]\npath = "shops.jsonl"\nformat = "jsonl"\non = ["shop"]\ncolumns = ["rank"]\n'
+        '[counters.seen]\nby = "shop"\n'
+    )
+    row = '{"user":"ann","item":1,"price":1,"shown_at":"2026-10-0%d","clicked":true,"shop":%s}\n'
+    files: dict[str, str | bytes | pa.Table] = {
+        "log-1.jsonl": row % (1, "null"),
+        "log-2.jsonl": row % (2, '"a"') + row % (3, '"a"'),
+        "shops.jsonl": '{"shop":"a","rank":7}\n',
+    }
+    small = SmallPipeline(tmp_path, schema=schema, pipeline=text, files=files)
+    found = [(row["rank"], row["seen"]) for row in small.rows()]
+    assert found == [(None, None), (7, 0), (7, 1)]
 
 
 def test_two_counts_of_one_file_are_reported_apart(tmp_path: Path) -> None:

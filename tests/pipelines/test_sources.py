@@ -2,6 +2,7 @@
 
 import datetime
 import gzip
+import json
 from functools import partial
 from pathlib import Path
 
@@ -351,6 +352,48 @@ def test_a_float_rule_compares_in_the_width_of_the_column(tmp_path: Path) -> Non
         SmallPipeline(tmp_path, pipeline=pipeline, files={"log.csv": text}).rows()[0]["clicked"]
         is True
     )
+
+
+@pytest.mark.parametrize(
+    ("rule", "kept"),
+    [("in = [2.5, 3]", [3]), ("in = [2.0, inf]", [2]), ("in = [2, 3]\nnegate = true", [1])],
+)
+def test_an_integer_is_in_a_list_only_as_itself(tmp_path: Path, rule: str, kept: list[int]) -> None:
+    lines = "".join(f"ann,{item},1,2026-10-01,1\n" for item in (1, 2, 3))
+    files: dict[str, str | bytes | pa.Table] = {"log.csv": f"{CSV.splitlines()[0]}\n{lines}"}
+    text = f'{PIPELINE}\n[[filters]]\ncolumn = "item"\n{rule}\n'
+    assert [row["item"] for row in SmallPipeline(tmp_path, pipeline=text, files=files).rows()] == (
+        kept
+    )
+
+
+def test_an_integer_beyond_64_bits_fits_no_column(tmp_path: Path) -> None:
+    text = f'{PIPELINE}\n[[filters]]\ncolumn = "item"\nbelow = {2**63}\n'
+    assert "cannot be compared with column 'item', which is int64" in refusal(
+        SmallPipeline(tmp_path, pipeline=text), ConfigError
+    )
+
+
+@pytest.mark.parametrize(
+    ("rule", "kept"),
+    [("at_least = 2", ["bob"]), ("not_null = true", ["bob"]), ("in = [2]\nnegate = true", [])],
+)
+@pytest.mark.parametrize("format_", ["jsonl", "parquet"])
+def test_a_file_without_any_value_of_an_undeclared_column_answers_null(
+    tmp_path: Path, rule: str, kept: list[str], format_: str
+) -> None:
+    row = {"item": 1, "price": 1.0, "shown_at": "2026-10-01", "clicked": True}
+    rows = {"a": {**row, "user": "ann", "stars": None}, "b": {**row, "user": "bob", "stars": 2}}
+    files: dict[str, str | bytes | pa.Table] = {
+        f"log-{name}.{format_}": pa.Table.from_pylist([row])
+        if format_ == "parquet"
+        else json.dumps(row)
+        for name, row in rows.items()
+    }
+    text = PIPELINE.replace('"log.csv"', f'"*.{format_}"').replace('"csv"', f'"{format_}"')
+    text += f'\n[[filters]]\ncolumn = "stars"\n{rule}\n'
+    found = SmallPipeline(tmp_path, pipeline=text, files=files).rows()
+    assert [row["user"] for row in found] == kept
 
 
 def test_a_label_may_be_made_of_an_undeclared_column_and_of_an_earlier_label(
