@@ -25,7 +25,7 @@ def convert(values: pa.Array, dtype: str, *, unit: TimeForm | None = None) -> pa
     """
     target = ARROW_TYPES[dtype]
     values = plain(values)
-    if pa.types.is_null(values.type) or values.type == target:
+    if pa.types.is_null(values.type) or (values.type == target and "timestamp" not in dtype):
         return values.cast(target)
     if pa.types.is_map(target):
         return convert_map(values, target)

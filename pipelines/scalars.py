@@ -16,7 +16,7 @@ def scalars(values: pa.Array, target: pa.DataType, form: TimeForm | None = None)
     Raises DataError for another family, and pa.ArrowInvalid where a value does not fit.
     """
     found, types = values.type, pa.types
-    if types.is_null(found) or found == target:
+    if types.is_null(found) or (found == target and not types.is_timestamp(target)):
         return values.cast(target)
     if types.is_timestamp(target):
         made = times(values, form)

@@ -22,6 +22,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST = (datetime(1, 1, 1, tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
 _LAST = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
 _ZONE = r"(Z|[+-]\d\d:?\d\d)$"
+# Digits beyond microseconds, as pandas writes them.
+_NANOSECONDS = r"(:\d\d\.\d{6})\d{1,3}"
 _DATE_ONLY = r"^\d{4}-\d\d-\d\d$"
 # Formats that Arrow reads as strptime does, once the result is written back and compared.
 _FAST_FORMAT = re.compile(r"(%[YmdHMS]|[^%])+")
@@ -54,11 +56,11 @@ def times(values: pa.Array, form: TimeForm | None) -> pa.Array | None:
     Raises DataError for numbers without a form, and pa.ArrowInvalid where a value is no time.
     """
     found, types = values.type, pa.types
-    if types.is_timestamp(found):
-        # Nanoseconds are cut to microseconds.
-        return values.cast(pa.timestamp("us", tz=found.tz), safe=False).cast(TIMESTAMP)
-    if types.is_date(found):
-        return values.cast(TIMESTAMP)
+    if types.is_timestamp(found) or types.is_date(found):
+        if not types.is_date(found) and found.unit == "ns":
+            # Nanoseconds are cut to microseconds.
+            values = values.cast(pa.timestamp("us", tz=found.tz), safe=False)
+        return _within_calendar(values.cast(TIMESTAMP))
     if types.is_string(found):
         return parse_times(values, form)
     if not types.is_integer(found) and not types.is_floating(found):
@@ -114,6 +116,7 @@ def _likely_unit(number: str) -> Unit:
 
 def _parse_iso(text: pa.Array) -> pa.Array:
     text = pc.replace_substring_regex(text, r" ?(UTC|GMT)$", "Z")
+    text = pc.replace_substring_regex(text, _NANOSECONDS, r"\1")
     text = pc.if_else(
         pc.match_substring_regex(text, _DATE_ONLY),
         pc.binary_join_element_wise(text, "00:00", " "),
@@ -159,9 +162,14 @@ def _since_1970(values: pa.Array, factor: int) -> pa.Array:
         moments = pc.round(pc.multiply(values.cast(pa.float64()), float(factor))).cast(pa.int64())
     else:
         moments = pc.multiply_checked(values.cast(pa.int64()), factor)
-    bounds = pc.min_max(moments)
+    return _within_calendar(moments.cast(TIMESTAMP))
+
+
+def _within_calendar(moments: pa.Array) -> pa.Array:
+    """The same timestamps. Raises pa.ArrowInvalid where one lies beyond the years 1 to 9999."""
+    bounds = pc.min_max(moments.cast(pa.int64()))
     if len(moments) > moments.null_count and not (
         bounds["min"].as_py() >= _FIRST and bounds["max"].as_py() <= _LAST
     ):
         raise pa.ArrowInvalid("beyond the years 1 to 9999")
-    return moments.cast(TIMESTAMP)
+    return moments

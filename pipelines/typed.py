@@ -61,7 +61,7 @@ def _typed(batch: RawBatch, name: str, schema: Schema, unit: TimeForm | None) ->
     except pa.ArrowInvalid as error:
         row = first_failure(len(values), fails)
         where = f"{batch.file.path}, row {batch.first_row + row + 1}, column {name!r}"
-        value = values[row].as_py()
+        value = _value(values, row)
         raise DataError(
             f"{where}: found {_shown(value)}, {_advice(batch, name, dtype, value, unit, row=row)}"
         ) from error
@@ -77,6 +77,14 @@ def _advice(
     return f"which is no {dtype}; correct the file, {hint}or change [columns]"
 
 
+def _value(values: pa.Array, row: int) -> object:
+    """A value as Python has it; a time beyond the years that Python knows as NumPy does."""
+    try:
+        return values[row].as_py()
+    except (ValueError, OverflowError):
+        return values.slice(row, 1).to_numpy(zero_copy_only=False)[0]
+
+
 def _shown(value: object) -> str:
-    text = repr(value)
+    text = repr(value) if isinstance(value, str) else str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -87,6 +87,32 @@ def test_integers_may_be_dates_of_a_format() -> None:
     assert found == [datetime(2026, 10, 1, tzinfo=UTC), None]
 
 
+@pytest.mark.parametrize(
+    "times",
+    [
+        pa.array([0, 253_402_300_800 * 1_000_000], pa.timestamp("us", tz="UTC")),
+        pa.array([0, 253_402_300_800], pa.timestamp("s")),
+        pa.array([0, 2_932_897], pa.date32()),
+    ],
+)
+def test_a_typed_time_beyond_the_calendar_is_named_with_its_row(
+    tmp_path: Path, times: pa.Array
+) -> None:
+    table = pa.table({"user": ["ann"] * 2, "item": [1, 2], "price": [1.0] * 2, "shown_at": times})
+    table = table.append_column("clicked", pa.array([True, False]))
+    text = PIPELINE.replace("log.csv", "log.parquet").replace('"csv"', '"parquet"')
+    message = refusal(SmallPipeline(tmp_path, pipeline=text, files={"log.parquet": table}))
+    assert "log.parquet, row 2, column 'shown_at': found 10000-01-01" in message
+    assert "which is no timestamp; correct the file, or change [columns]" in message
+
+
+@pytest.mark.parametrize("digits", ["1234567", "123456789"])
+@pytest.mark.parametrize("zone", ["", "Z", " UTC", "+00:00"])
+def test_digits_beyond_microseconds_are_cut(digits: str, zone: str) -> None:
+    found = parse(pa.array([f"2026-10-01 09:30:00.{digits}{zone}"]), "timestamp").to_pylist()
+    assert found == [datetime(2026, 10, 1, 9, 30, 0, 123_456, tzinfo=UTC)]
+
+
 BAD_TIMES: dict[str, tuple[tuple[str, ...], str | None, str]] = {
     "three formats": (
         ("2026-10-01", "01/10/2026", "Oct 1 2026"),
