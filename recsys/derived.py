@@ -4,7 +4,8 @@ Fitting counts and measures these same values, so a kind is written down here on
 Axes: **B** rows, **N** values of all rows, **D** numbers of a vector.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -44,16 +45,36 @@ class Source:
 
     def column(self, name: str) -> pa.Array:
         """A column of its declared type. Raises DataError when it is absent or of another type."""
-        return column_of(self.raw, name, self.schema, self.where)
+        values, index_B = self.repeated(name)
+        return values if index_B is None else values.take(pa.array(index_B))
 
     def repeated(self, name: str) -> tuple[pa.Array, NDArray[np.int64] | None]:
         """The values of a dictionary array and which of them each row has; of another column None, one a row."""
-        index = self.raw.schema.get_field_index(name)
-        if index < 0 or not pa.types.is_dictionary(self.raw.schema.field(index).type):
-            return self.column(name), None
-        coded = one_array(self.raw.column(index))
+        if not self._is_dictionary(name):
+            return column_of(self.raw, name, self.schema, self.where), None
+        coded = one_array(self.raw.column(name))
+        if coded.indices.null_count:
+            coded = coded.dictionary_decode().dictionary_encode(null_encoding="encode")
         values = column_of(pa.table({name: coded.dictionary}), name, self.schema, self.where)
-        return values, coded.indices.to_numpy().astype(np.int64)
+        return values, _int64(coded.indices)
+
+    def once(self, names: Iterable[str]) -> tuple["Source", NDArray[np.int64]] | None:
+        """Each of the columns' values once and which of them each row has; None unless all repeat alike."""
+        if not all(map(self._is_dictionary, names)):
+            return None
+        values: dict[str, pa.Array] = {}
+        indices: list[NDArray[np.int64]] = []
+        for name in names:
+            values[name], index_B = self.repeated(name)
+            assert index_B is not None
+            indices.append(index_B)
+        if not all(np.array_equal(indices[0], other_B) for other_B in indices[1:]):
+            return None
+        return replace(self, raw=pa.table(values)), indices[0]
+
+    def _is_dictionary(self, name: str) -> bool:
+        place = self.raw.schema.get_field_index(name)
+        return place >= 0 and bool(pa.types.is_dictionary(self.raw.schema.field(place).type))
 
     def number(self, name: str) -> NDArray[np.float64]:
         """A column as float64, NaN for null. Raises DataError for a NaN or infinity that is not null."""
@@ -73,14 +94,18 @@ def ids(item: IdFeature, source: Source) -> pa.Array:
     """One id a row: the column's, or the 64-bit combination of several columns' hashes; null where any is null."""
     if isinstance(item, CategoricalFeature):
         return source.column(item.column)
-    columns = [source.column(name) for name in item.columns]
-    present_B = np.logical_and.reduce([_valid(column) for column in columns])
-    known = pa.array(present_B)
-    crossed_B = np.zeros(len(present_B), np.int64)
-    crossed_B[present_B] = combined([hash_ids(column.filter(known)) for column in columns]).view(
-        np.int64
-    )
-    return pa.array(crossed_B, mask=~present_B)
+    present, hashes = zip(*(_hashed(source, name) for name in item.columns), strict=True)
+    crossed_B = combined(hashes).view(np.int64)
+    return pa.array(crossed_B, mask=~np.logical_and.reduce(present))
+
+
+def _hashed(source: Source, name: str) -> tuple[NDArray[np.bool_], NDArray[np.uint64]]:
+    """Whether each row has a value in a column, and its hash; each repeated value is hashed once."""
+    values, index_B = source.repeated(name)
+    present = _valid(values)
+    hashes = np.zeros(len(values), np.uint64)
+    hashes[present] = hash_ids(values.drop_null())
+    return (present, hashes) if index_B is None else (present[index_B], hashes[index_B])
 
 
 def bag(item: BagFeature, source: Source) -> Bag:
@@ -158,75 +183,103 @@ def number(item: NumberFeature | BucketFeature, source: Source) -> NDArray[np.fl
 
 def _looked_up(item: LookupFeature, source: Source) -> NDArray[np.float64]:
     maps, map_of_B = source.repeated(item.column)
-    key_B = source.column(item.key)
-    if pa.types.is_boolean(key_B.type) or pa.types.is_integer(key_B.type):
-        key_B = key_B.cast(pa.int64())
+    keys, key_of_B = source.repeated(item.key)
     # A map is a list of pairs, whose keys and items ignore a slice of it.
     offsets = maps.offsets.to_numpy()
     begin, count = int(offsets[0]), int(offsets[-1] - offsets[0])
-    keys_N, items_N = maps.keys.slice(begin, count), maps.items.slice(begin, count)
+    items_N = maps.items.slice(begin, count)
     map_N = np.repeat(np.arange(len(maps)), np.diff(offsets))
+    code_N, code = _coded(maps.keys.slice(begin, count), keys)
+    code_B = code if key_of_B is None else code[key_of_B]
     if map_of_B is None:
-        entry_B, held_B = _entries(map_N, keys_N, key_B), _valid(maps)
+        entry_B, held_B = _entries(map_N, code_N, code_B), _valid(maps)
     else:
-        entry_B = _shared_entries(map_N, keys_N, map_of_B, key_B)
+        entry_B = _shared_entries(map_N, code_N, map_of_B, code_B)
         held_B = _valid(maps)[map_of_B]
     # A null map may still own hidden pairs.
     found_B = items_N.take(pa.array(entry_B, mask=(entry_B < 0) | ~held_B))
     return number_of(found_B, item.column, source.where)
 
 
-def _entries(map_N: NDArray[np.int64], keys_N: pa.Array, key_B: pa.Array) -> NDArray[np.int64]:
+def _coded(first: pa.Array, second: pa.Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Ids of two arrays as numbers from 0, equal for equal ids; -1 for null."""
+    both = [
+        ids.cast(pa.int64())
+        if pa.types.is_boolean(ids.type) or pa.types.is_integer(ids.type)
+        else ids
+        for ids in (first, second)
+    ]
+    codes = _int64(pc.dictionary_encode(pa.concat_arrays(both)).indices.fill_null(-1))
+    return codes[: len(first)], codes[len(first) :]
+
+
+def _entries(
+    map_N: NDArray[np.int64], code_N: NDArray[np.int64], code_B: NDArray[np.int64]
+) -> NDArray[np.int64]:
     """The pair of each row's key in the row's own map, -1 for none: all pairs are compared once."""
-    same_N = pc.equal(keys_N, key_B.take(pa.array(map_N))).fill_null(False)
-    match_N = np.flatnonzero(same_N.to_numpy(zero_copy_only=False))
-    entry_B = np.full(len(key_B), -1, np.int64)
+    match_N = np.flatnonzero(code_N == code_B[map_N])
+    entry_B = np.full(len(code_B), -1, np.int64)
     # Of repeated keys the last one counts: the assignment ends with it.
     entry_B[map_N[match_N]] = match_N
     return entry_B
 
 
 def _shared_entries(
-    map_N: NDArray[np.int64], keys_N: pa.Array, map_of_B: NDArray[np.int64], key_B: pa.Array
+    map_N: NDArray[np.int64],
+    code_N: NDArray[np.int64],
+    map_of_B: NDArray[np.int64],
+    code_B: NDArray[np.int64],
 ) -> NDArray[np.int64]:
     """The pair of each row's key in the map that the row names, -1 for none: no map is gone through once a row."""
-    coded = pc.dictionary_encode(pa.concat_arrays([keys_N, key_B]))
-    code = coded.indices.fill_null(0).to_numpy()
     # One number names a map and a key in it.
-    width = max(len(coded.dictionary), 1)
-    pair_N = map_N * width + code[: len(keys_N)]
-    pair_B = pa.array(map_of_B * width + code[len(keys_N) :], mask=~_valid(key_B))
+    width = 1 + max(code_N.max(initial=0), code_B.max(initial=0))
+    pair_N, pair_B = map_N * width + code_N, map_of_B * width + code_B
     # The first of equals is found, and of repeated keys the last one counts.
-    backwards_B = pc.index_in(pair_B, pa.array(pair_N[::-1]))
-    entry_B: NDArray[np.int64] = len(keys_N) - 1 - backwards_B.fill_null(len(keys_N)).to_numpy()
+    backwards_B = pc.index_in(pa.array(pair_B, mask=code_B < 0), pa.array(pair_N[::-1]))
+    entry_B: NDArray[np.int64] = len(code_N) - 1 - backwards_B.fill_null(len(code_N)).to_numpy()
     return entry_B
 
 
 def _overlap(item: OverlapFeature, source: Source) -> NDArray[np.float64]:
-    columns = [source.column(name) for name in item.columns]
-    rows = source.raw.num_rows
-    (first_row_N, first_ids), (second_row_N, second_ids) = (_flat_ids(part) for part in columns)
-    coded = pc.dictionary_encode(pa.concat_arrays([first_ids, second_ids]))
-    # One number names a row and an id in it.
-    width = max(len(coded.dictionary), 1)
-    row_N = np.concatenate([first_row_N, second_row_N])
-    pair_N = row_N * width + coded.indices.fill_null(0).to_numpy()
-    present_N, in_first_N = _valid(coded.indices), np.arange(len(pair_N)) < len(first_row_N)
-    first, second = (np.unique(pair_N[present_N & part_N]) for part_N in (in_first_N, ~in_first_N))
-    common = np.intersect1d(first, second, assume_unique=True)
-    first_B, second_B, common_B = (
-        np.bincount(pairs // width, minlength=rows).astype(np.float64)
-        for pairs in (first, second, common)
-    )
+    first, first_of_B = source.repeated(item.columns[0])
+    second, second_of_B = source.repeated(item.columns[1])
+    if first_of_B is not None and second_of_B is not None:
+        second, second_of_B = source.column(item.columns[1]), None
+    (first_row_N, first_ids), (second_row_N, second_ids) = _flat_ids(first), _flat_ids(second)
+    first_code_N, second_code_N = _coded(first_ids, second_ids)
+    # One number names a set and an id in it.
+    width = 1 + int(max(first_code_N.max(initial=0), second_code_N.max(initial=0)))
+    first_pairs = np.unique((first_row_N * width + first_code_N)[first_code_N >= 0])
+    second_pairs = np.unique((second_row_N * width + second_code_N)[second_code_N >= 0])
+    first_sizes = np.bincount(first_pairs // width, minlength=len(first))
+    second_sizes = np.bincount(second_pairs // width, minlength=len(second))
+    rows_B = np.arange(source.raw.num_rows)
+    if second_of_B is None:
+        first_of_B, second_of_B = rows_B if first_of_B is None else first_of_B, rows_B
+        common_B = _common(second_pairs, first_pairs, first_of_B, width)
+    else:
+        first_of_B = rows_B
+        common_B = _common(first_pairs, second_pairs, second_of_B, width)
+    first_B, second_B = first_sizes[first_of_B], second_sizes[second_of_B]
     whole_B = {
-        "count": np.ones(rows),
+        "count": np.ones(len(rows_B)),
         "share": first_B,
         "jaccard": first_B + second_B - common_B,
     }[item.measure]
-    known_B = _valid(columns[0]) & _valid(columns[1]) & (whole_B > 0)
-    measured_B: NDArray[np.float64] = np.full(rows, np.nan)
+    known_B = _valid(first)[first_of_B] & _valid(second)[second_of_B] & (whole_B > 0)
+    measured_B: NDArray[np.float64] = np.full(len(rows_B), np.nan)
     measured_B[known_B] = common_B[known_B] / whole_B[known_B]
     return measured_B
+
+
+def _common(
+    pairs: NDArray[np.int64], others: NDArray[np.int64], other_of_B: NDArray[np.int64], width: int
+) -> NDArray[np.int64]:
+    """How many ids of each row's set are in the other set that the row names."""
+    row = pairs // width
+    in_both = np.isin(other_of_B[row] * width + pairs % width, others)
+    common_B: NDArray[np.int64] = np.bincount(row[in_both], minlength=len(other_of_B))
+    return common_B
 
 
 def _flat_ids(column: pa.Array) -> tuple[NDArray[np.int64], pa.Array]:
@@ -234,8 +287,7 @@ def _flat_ids(column: pa.Array) -> tuple[NDArray[np.int64], pa.Array]:
     if pa.types.is_list(column.type):
         offsets, ids_N = flat_list(column)
         return np.repeat(np.arange(len(column)), np.diff(offsets)), ids_N
-    whole = column if pa.types.is_string(column.type) else column.cast(pa.int64())
-    return np.arange(len(column)), whole
+    return np.arange(len(column)), column
 
 
 def vector(item: VectorFeature, source: Source) -> NDArray[np.float64]:
@@ -269,6 +321,11 @@ def vector(item: VectorFeature, source: Source) -> NDArray[np.float64]:
 def _valid(column: pa.Array) -> NDArray[np.bool_]:
     valid_B: NDArray[np.bool_] = column.is_valid().to_numpy(zero_copy_only=False)
     return valid_B
+
+
+def _int64(integers: pa.Array) -> NDArray[np.int64]:
+    found: NDArray[np.int64] = integers.to_numpy().astype(np.int64)
+    return found
 
 
 def _row_of(offsets: NDArray[np.int64], index: int) -> int:

@@ -161,6 +161,11 @@ class Encoder:
 
     def _feature(self, name: str, item: Feature, source: Source) -> dict[str, pa.Array]:
         """The encoded columns of one feature."""
+        once = source.once(item.columns)
+        if once is not None:
+            values, index_B = once
+            encoded = self._feature(name, item, values)
+            return {column: array.take(pa.array(index_B)) for column, array in encoded.items()}
         if isinstance(item, IdFeature):
             return {name: pa.array(self._rows(item.table, derived.ids(item, source)))}
         if isinstance(item, BagFeature):

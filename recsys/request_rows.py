@@ -70,8 +70,9 @@ class RequestColumns:
 
 
 def _taken(column: pa.ChunkedArray, index: pa.Array) -> pa.Array:
-    """The values at an index. Maps that it repeats are not copied: a lookup takes one number of many from each."""
-    if pa.types.is_map(column.type) and len(column) < len(index):
+    """The values at an index. Those of any length that it repeats are not copied: a request may hold long ones."""
+    lengthy = pa.types.is_nested(column.type) or pa.types.is_string(column.type)
+    if lengthy and len(column) < len(index):
         return pa.DictionaryArray.from_arrays(index, one_array(column))
     return one_array(column).take(index)
 

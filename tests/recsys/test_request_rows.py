@@ -10,7 +10,7 @@ from recsys.errors import DataError
 from recsys.fitting import fit
 from recsys.layout import encoded_arrow
 from recsys.request_rows import RequestColumns, RequestEncoder
-from recsys.schema import Schema
+from recsys.schema import MISSING_ROW, Schema
 from tests import every_kind, kinds
 from tests.bundles import full_schema
 
@@ -63,12 +63,51 @@ def test_candidates_are_encoded_as_rows_that_hold_their_users_values(source: str
         assert found.schema == encoded_arrow(encoder.schema, labels=False, side="candidate")
 
 
-def test_maps_of_a_request_are_not_copied_for_its_candidates(columns: RequestColumns) -> None:
+def test_lists_maps_and_texts_of_a_request_are_not_copied_for_its_candidates(
+    columns: RequestColumns,
+) -> None:
     rows = kinds.rows(20, seed=1)
     user, candidates = rows.slice(3, 1).select(columns.user), rows.select(columns.candidate)
     joined = columns.joined(candidates, user=user, user_of_row_N=np.zeros(20, np.int64))
-    assert len(joined.column("item_seconds").chunk(0).dictionary) == 1
+    for name in ("item_seconds", "interests", "user_id"):
+        assert len(joined.column(name).chunk(0).dictionary) == 1
     assert joined.column("budget").to_pylist() == user.column("budget").to_pylist() * 20
+
+
+def test_a_text_too_long_to_be_copied_for_each_candidate_is_encoded() -> None:
+    encoder, rows = kinds.encoder(), kinds.rows(600, seed=4)
+    columns = RequestColumns.of(encoder.schema)
+    user = rows.slice(0, 1).select([*columns.user, *columns.context])
+    # 600 copies are more than an Arrow array of strings can hold.
+    user = user.set_column(user.column_names.index("user_id"), "user_id", [["u" * 4_000_000]])
+    joined = columns.joined(
+        rows.select(columns.candidate), user=user, user_of_row_N=np.zeros(600, np.int64)
+    )
+    found = RequestEncoder.of(encoder).encode(joined, rows=600, side="candidate")
+    pairs, categories = found.column("user_category").to_pylist(), rows.column("category")
+    assert [pair == MISSING_ROW for pair in pairs] == categories.is_null().to_pylist()
+
+
+def test_candidates_take_what_features_of_a_users_columns_alone_make() -> None:
+    tree = kinds.tree()
+    tree["features"] |= {
+        "user_too": {"kind": "categorical", "column": "user_id", "table": "user"},
+        "interests_too": tree["features"]["interests"]
+        | {"column": "interests", "side": "candidate"},
+        "taste_too": {"kind": "vector", "column": "taste", "dim": 2},
+        "query_too": tree["features"]["query"] | {"column": "query", "side": "candidate"},
+        "interest_ctr": {
+            "kind": "lookup",
+            "column": "category_ctr",
+            "key": "user_id",
+            "user_columns": ["category_ctr", "user_id"],
+        },
+    }
+    rows = kinds.rows(60, seed=7)
+    encoder = fit(Schema.parse(tree, where="schema.toml"), [rows])
+    user_of_row_N = np.random.default_rng(0).integers(0, 5, 60)
+    found, expected = encoded(encoder, rows, users=5, user_of_row_N=user_of_row_N)
+    assert found.equals(expected)
 
 
 def test_a_shared_map_of_another_type_is_refused() -> None:
