@@ -106,9 +106,12 @@ def build(
     started = time.monotonic()
     plan, fitted = load_plan(pipeline), load_encoder(encoder)
     _require_schema(plan, fitted, encoder)
-    reader = open_rows(plan).with_histories()
+    reader = open_rows(plan)
+    # Before events are gathered: what is read from here on must be of this state.
+    inputs = _inputs(reader)
+    reader = reader.with_histories()
     wanted = None if days is None else frozenset(days)
-    with staging(data_root, _key(reader, fitted, wanted)) as place:
+    with staging(data_root, _key(reader, inputs, fitted, wanted)) as place:
         job = PartJob(reader, fitted, place, wanted)
         try:
             results = _write_parts(job, _in_ray if ray else _here)
@@ -119,6 +122,7 @@ def build(
                 f"{len(job.finished())} of {len(reader.parts)} parts are kept; go on with: "
                 f"{shlex.join(map(str, command))}"
             ) from stop
+        _require_unchanged(inputs, _inputs(reader))
         files = _by_day(results)
         _require_days(files, days, plan)
         published = tuple(
@@ -157,13 +161,34 @@ def _in_ray(job: PartJob, numbers: Sequence[int], shown: Progress) -> Iterator[P
         yield result
 
 
-def _key(reader: RowReader, encoder: Encoder, days: frozenset[str] | None) -> str:
+def _inputs(reader: RowReader) -> list[tuple[str, int, int]]:
+    """Path, size in bytes and time of change in nanoseconds of each file of the sources and side tables."""
+    files = [*reader.files]
+    for join in reader.plan.settings.joins:
+        files += side_files(reader.plan, join)
+    states = [(os.path.abspath(file.path), file.path.stat()) for file in files]
+    return [(path, state.st_size, state.st_mtime_ns) for path, state in states]
+
+
+def _require_unchanged(
+    before: Sequence[tuple[str, int, int]], after: Sequence[tuple[str, int, int]]
+) -> None:
+    """Nothing, when all files are as they were: else the parts of a build are of different contents."""
+    changed = min(set(before) ^ set(after), default=None)
+    if changed is not None:
+        raise DataError(
+            f"{changed[0]}: changed while it was read, so nothing is published; build again once it is complete"
+        )
+
+
+def _key(
+    reader: RowReader,
+    inputs: Sequence[tuple[str, int, int]],
+    encoder: Encoder,
+    days: frozenset[str] | None,
+) -> str:
     """What stands for all that decides the content of a build's files: settings, schema, encoder, inputs, versions."""
     plan = reader.plan
-    inputs = [*reader.files]
-    for join in plan.settings.joins:
-        inputs += side_files(plan, join)
-    states = [(os.path.abspath(file.path), file.path.stat()) for file in inputs]
     parts = [
         [(piece.file.index, piece.first_row, piece.row_groups) for piece in part]
         for part in reader.parts
@@ -172,7 +197,7 @@ def _key(reader: RowReader, encoder: Encoder, days: frozenset[str] | None) -> st
         "settings": plan.settings.model_dump(mode="json"),
         "data_digest": plan.schema.data_digest,
         "encoder_digest": encoder.digest,
-        "files": [(path, state.st_size, state.st_mtime_ns) for path, state in states],
+        "files": inputs,
         "parts": parts,
         "days": None if days is None else sorted(days),
         "code": _code_digest(),

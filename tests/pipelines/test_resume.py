@@ -17,7 +17,7 @@ import pytest
 from pipelines import files, parts, rows
 from pipelines.build import build, fit
 from pipelines.staging import put, staging
-from recsys.errors import ArtifactError
+from recsys.errors import ArtifactError, DataError
 from recsys.publish import resolve
 from tests.pipelines.small_pipeline import SmallPipeline
 from tests.pipelines.test_build import BY_TIME, impressions, parquet_pipeline
@@ -205,6 +205,19 @@ def test_a_build_of_anything_else_starts_anew(
         build(small.path, small.folder / "data", encoder=encoder, days=days)
     assert resumed(caplog) is None
     assert len(staged(small)) == 1, "young work under another key stays"
+
+
+def test_a_file_that_changes_while_it_is_read_publishes_nothing(
+    small: SmallPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def touching(*arguments: Any) -> None:
+        os.utime(small.folder / "log3.parquet", ns=(0, 0))
+        put(*arguments)
+
+    monkeypatch.setattr(parts, "put", touching)
+    with pytest.raises(DataError, match=r"log3\.parquet: changed while it was read"):
+        built(small)
+    assert not list((small.folder / "data").iterdir())
 
 
 def test_a_part_whose_files_are_gone_or_cut_is_written_again(
