@@ -140,9 +140,11 @@ def find_files(
             )
             found.append(file)
     # One file may have several names: a link, or a path through "..".
-    twice = repeated([os.path.realpath(file.path) for file in found])
+    real = [os.path.realpath(file.path) for file in found]
+    twice = repeated(real)
     if twice is not None:
-        raise ConfigError(f"{where}: file {twice} is named twice; its rows would count double")
+        path = found[real.index(twice)].path
+        raise ConfigError(f"{where}: file {path} is named twice; its rows would count double")
     return tuple(found)
 
 

@@ -840,6 +840,9 @@ CASES = [
          says="pipeline.toml: csv: delimiter separates the fields of a line and cannot end it; write another"),
     case("csv: a quote of two characters", "fit pipeline.toml", pipeline("[csv]", '[csv]\nquote = "##"'),
          says="pipeline.toml: csv.quote: takes at most 1 character, found '##'"),
+    case("csv: a quote that is the delimiter", "fit pipeline.toml", pipeline("[csv]", '[csv]\nquote = ","'),
+         says="pipeline.toml: csv: quote ',' cannot enclose fields beside delimiter ','; "
+              "write an ASCII character that is no part of it, or leave it empty"),
     case("csv: one separator for two things", "fit pipeline.toml", pipeline("[csv]", '[csv]\nmap_separator = "|"'),
          says="pipeline.toml: csv: list_separator and map_separator are both '|'; give them different ones"),
     case("csv: an unknown encoding", "fit pipeline.toml", pipeline("[csv]", '[csv]\nencoding = "utf8-bom"'),
@@ -1525,6 +1528,7 @@ ELSEWHERE: dict[str, str] = {
     "pipelines/json_columns.py: found ..., where earlier rows hold ...; writ": "tests/pipelines/test_jsonl_files.py",
     "pipelines/rows.py: : the source's files hold no rows; check wha": "files that hold no part at all",
     "pipelines/simulate.py: simulate: start is ...; write a date such as": CALLER,
+    "pipelines/build.py: : changed while it was read": "a file that is still written; tests/pipelines/test_resume.py",
     "pipelines/staging.py: : another process is building the same there": "two builds at once; tests/pipelines/test_resume.py",
     "recsys/baseline/trees.py: LightGBM cannot be loaded (...); on Debian a": "LightGBM is missing or cannot be loaded; tests/recsys/test_baseline.py",
     "recsys/baseline/trees.py: recsys baseline needs LightGBM, which is not": "LightGBM is missing or cannot be loaded; tests/recsys/test_baseline.py",
