@@ -142,7 +142,11 @@ def _rows(
             if first.get(metric) is None:
                 continue
             rows.append(
-                {"example": f"[{example}](../examples/{example}/README.md)", "task": entry}
+                # Markdown would end the cell at the bar of `purchase|cart`.
+                {
+                    "example": f"[{example}](../examples/{example}/README.md)",
+                    "task": entry.replace("|", "\\|"),
+                }
                 | {"test rows": f"{first['rows']:,}"}
                 | ({"positives": f"{first['positives']:,}"} if metric == "auc" else {})
                 | {"ours": str(over_seeds([item["entries"][entry][metric] for item in models]))}
