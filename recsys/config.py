@@ -49,9 +49,9 @@ _WORDS: Mapping[str, str] = {
 
 
 class Config(BaseModel):
-    """A strict, frozen section: unknown keys and coerced types are errors."""
+    """A strict, frozen section: unknown keys, coerced types and numbers that are not finite are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
     # A field that a file does not state: its entries stand in the section itself.
     inlined: ClassVar[str | None] = None
 

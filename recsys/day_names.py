@@ -87,7 +87,8 @@ def _range(value: Mapping[str, Any]) -> DayRange:
 
 def _date(value: Any) -> date:
     try:
-        return value if isinstance(value, date) else date.fromisoformat(value)
+        # A time is a date to Python too.
+        return value if type(value) is date else date.fromisoformat(value)
     except (TypeError, ValueError) as error:
         raise ValueError(f'{value!r} is no day; write it as "2026-10-01"') from error
 

@@ -59,7 +59,7 @@ class DataConfig(Config):
 class ObjectiveConfig(Config):
     """Weight of each task's loss in the sum; 1 for a task that is not named."""
 
-    weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {}
+    weights: dict[str, Annotated[float, Field(ge=0)]] = {}
 
 
 class OptimizerConfig(Config):
@@ -69,9 +69,9 @@ class OptimizerConfig(Config):
     step. `clip_norm` bounds the global norm of the dense gradients; without it they are not clipped.
     """
 
-    embedding_lr: float = Field(default=0.02, gt=0, allow_inf_nan=False)
-    dense_lr: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
-    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    embedding_lr: float = Field(default=0.02, gt=0)
+    dense_lr: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
     warmup_steps: int = Field(default=0, ge=0)
     decay: Literal["none", "linear", "cosine"] = "none"
     final_fraction: float = Field(default=0.0, ge=0, le=1)

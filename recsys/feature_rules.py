@@ -129,6 +129,13 @@ def _user_column_problems(
 def _value_problem(
     dtype: str, column: str, value: bool | int | float | str, where: str
 ) -> Iterator[str]:
+    if "<" in dtype:
+        # Arrow would take a text for the list of its characters.
+        yield (
+            f"{where}: column {column!r} is {dtype}, and a fixed value is one number or text; "
+            "take serve and value out"
+        )
+        return
     try:
         pa.scalar(value, ARROW_TYPES[dtype])
     except (pa.ArrowException, TypeError, ValueError, OverflowError):

@@ -1,7 +1,7 @@
 """Days as users name them, and what a range of them means where not all are published."""
 
 import logging
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 
 import pytest
@@ -64,6 +64,7 @@ def test_the_command_line_takes_names_and_ranges() -> None:
     [
         ({"from": "2026-10-01"}, "days: needs from and to"),
         ({"from": "2026-10-01", "to": "2026-02-30"}, "days: '2026-02-30' is no day; write it as"),
+        ({"from": datetime(2026, 10, 1, 8), "to": "2026-10-02"}, "days: datetime.* is no day"),
         ({"from": "2026-10-02", "to": "2026-10-01"}, "days: runs from .* backwards; swap them"),
         ([], "days: names no day"),
         (["a", "a"], "days: names a day twice"),

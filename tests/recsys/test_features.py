@@ -182,6 +182,17 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("features.price_band.edges", [1, 3, 2], "edges must increase, found 3 before 2; sort them"),
     ("features.price_band.edges", [1, 1], "edges must increase, found 1 before 1; sort them"),
     ("features.price_band.edges", [], "features.price_band.edges: needs at least 1 entry"),
+    (
+        "features.price_band.edges",
+        [1, float("inf")],
+        "edges[1]: must be a finite number, found inf",
+    ),
+    ("features.price_band.edges", [float("nan")], "edges[0]: must be a finite number, found nan"),
+    (
+        "features.liked",
+        {"kind": "multi_valued", "table": "tag", "serve": "fixed", "value": "red"},
+        "features.liked: column 'liked' is list<string>, and a fixed value is one number or text",
+    ),
     ("features.price_band.buckets", 8, "edges and buckets are both given; give edges, or buckets"),
     ("tables.price_band", {"rows": 9}, "a bucket feature brings its own table"),
     ("tables.hour", {"rows": 9}, "a date_part feature brings its own table"),

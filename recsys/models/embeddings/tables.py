@@ -28,9 +28,9 @@ class EmbeddingsConfig(Config):
     """
 
     backend: Literal["auto", "torchrec", "plain"] = "auto"
-    initial_deviation: float = Field(default=0.01, ge=0, allow_inf_nan=False)
-    initial_accumulator: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    epsilon: float = Field(default=1e-8, gt=0, allow_inf_nan=False)
+    initial_deviation: float = Field(default=0.01, ge=0)
+    initial_accumulator: float = Field(default=0.0, ge=0)
+    epsilon: float = Field(default=1e-8, gt=0)
 
 
 @dataclass(frozen=True)
