@@ -188,11 +188,11 @@ def _refuse_missing(options: Any, imputed: tuple[str, ...]) -> None:
 def _array(section: str, name: str, values: list[Any], schema: Schema) -> pa.Array:
     dtype = schema.columns[name]
     if dtype.startswith("map<"):
-        return pa.array(_pairs(section, name, values, dtype), ARROW_TYPES[dtype])
+        values = _pairs(section, name, values, dtype)
     try:
         return pa.array(values, ARROW_TYPES[dtype])
-    # The types are checked; what is left is a time outside of Arrow's range.
-    except (pa.ArrowException, OverflowError) as error:
+    # The types are checked; what is left is a time outside of Arrow's range, and half a surrogate pair in a plain tree.
+    except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
         raise RequestError(f"column {name!r}: {error}") from error
 
 

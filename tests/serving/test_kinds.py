@@ -217,6 +217,18 @@ def test_a_key_given_twice_in_a_map_is_refused(service: Caller, ranker: Ranker) 
     require_problem(answer, "DUPLICATE_KEY", f"{USER}/category_ctr/c0")
 
 
+@pytest.mark.parametrize(
+    ("column", "value"), [("query", "\ud800"), ("category_ctr", {"\ud800": 1.0})]
+)
+def test_a_text_that_utf8_cannot_hold_in_a_plain_tree_is_refused(
+    ranker: Ranker, column: str, value: Any
+) -> None:
+    tree = request(ranker)
+    tree["user"]["features"][column] = value
+    with pytest.raises(RequestError, match=f"column {column!r}: .* surrogates not allowed"):
+        ranker.rank(tree)
+
+
 def test_a_number_that_is_not_finite_in_a_plain_tree_is_called_that(ranker: Ranker) -> None:
     places = {
         f"{FEATURES}/price": ([1.0, float("nan"), 2.0], "/1", "nan is not"),
