@@ -227,6 +227,7 @@ _BEGINNINGS: tuple[tuple[bytes, Format | None, str], ...] = (
     (b"BZh", None, "packed by bzip2; give it a name that ends in .bz2"),
     (b"\x28\xb5\x2f\xfd", None, "packed by zstd; give it a name that ends in .zst"),
     (b"PK\x03\x04", None, "a zip archive or an Excel workbook; unpack it, or save it as CSV"),
+    (b"%PDF", None, "a PDF; export the table in it as CSV"),
 )
 
 

@@ -146,6 +146,7 @@ REFUSED: dict[str, tuple[str | bytes, dict[str, Any], tuple[str, ...]]] = {
     ),
     "a gzip under another name": (gzip.compress(MANY), {}, ("packed by gzip; give it a name",)),
     "a Parquet file": (b"PAR1....", {}, ('is a Parquet file; say format = "parquet"',)),
+    "a PDF": (b"%PDF-1.7\n\x00\xff", {}, ("is a PDF; export the table in it as CSV",)),
     "an Excel workbook": (b"PK\x03\x04....", {}, ("Excel workbook; unpack it, or save it as CSV",)),
 }
 
