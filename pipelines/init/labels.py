@@ -304,7 +304,7 @@ def _closest(free: Sequence[Column]) -> str:
         key=lambda column: column.distinct,
     )[:5]
     return (
-        f" (closest: {', '.join(f'{column.file_name}, {_described(column)}' for column in few)})"
+        f" (closest: {'; '.join(f'{column.file_name}, {_described(column)}' for column in few)})"
         if few
         else ""
     )

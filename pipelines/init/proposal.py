@@ -77,7 +77,9 @@ class Proposal:
             f"tasks: {tasks}",
             *decided.reasons,
             f"inputs: {_listed(list(inputs))}",
-            f"left out: {_listed(list(left_out)) if left_out else 'nothing'}; the end of schema.toml says why",
+            f"left out: {_listed(list(left_out))}; the end of schema.toml says why"
+            if left_out
+            else "left out: nothing",
             f"split: {decided.split.why}",
         ]
         return "\n".join(lines)

@@ -96,9 +96,12 @@ def _given(name: str, fitting: Sequence[Column], columns: Sequence[Column], role
             if role == "time"
             else "text or whole numbers"
         )
-        dtype = next(column.dtype for column in columns if column.file_name == name)
+        given = next(column for column in columns if column.file_name == name)
+        # Text that was meant as times shows here in which forms it stands.
+        some = given.by_frequency[:3] if given.dtype == "string" else []
+        such = f" ({', '.join(repr(value[:40]) for value in some)})" if some else ""
         raise ConfigError(
-            f"--{role} {name}: the column holds {dtype or 'no values'}, and {role} needs {wanted}"
+            f"--{role} {name}: the column holds {given.dtype or 'no values'}{such}, and {role} needs {wanted}"
         )
     raise ConfigError(
         f"--{role} {name}: no such column{nearest(name, known)}; the columns: {', '.join(known[:20])}"

@@ -136,6 +136,11 @@ def test_a_question_is_asked_where_no_name_helps(tmp_path: Path) -> None:
     assert "predicts c3, the last column" in propose([path]).render()
 
 
+def test_nothing_left_out_points_to_no_reasons(tmp_path: Path) -> None:
+    columns = {name: log()[name] for name in ("user_id", "item_id", "clicked")}
+    assert "left out: nothing\n" in propose([csv(tmp_path / "rows.csv", columns)]).render()
+
+
 def test_a_number_that_is_named_is_a_regression(tmp_path: Path) -> None:
     schema = _written(tmp_path, csv(tmp_path / "log.csv", log()), labels=["price"])
 
