@@ -91,7 +91,7 @@ def _run(app: FastAPI, listener: socket.socket, ready_file: Path | None) -> None
         timeout_keep_alive=65,
         timeout_graceful_shutdown=_DRAIN_SECONDS,
     )
-    with _until_sigterm(), asyncio.Runner(loop_factory=settings.get_loop_factory()) as runner:
+    with _until_stopped(), asyncio.Runner(loop_factory=settings.get_loop_factory()) as runner:
         runner.run(_serve_until_stopped(uvicorn.Server(settings), listener, ready_file))
 
 
@@ -119,15 +119,15 @@ class _Stopped(BaseException):
 
 
 @contextmanager
-def _until_sigterm() -> Iterator[None]:
-    """Lets SIGTERM end the block instead of the process, so that what is open gets closed."""
+def _until_stopped() -> Iterator[None]:
+    """Lets SIGTERM and Ctrl-C end the block instead of the process, so that what is open gets closed."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.signal(signal.SIGTERM, _stop)
     try:
         yield
-    except _Stopped:
+    except (_Stopped, KeyboardInterrupt):
         logger.info("serve.stopped")
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -117,4 +117,6 @@ def test_it_ends_by_serving_what_it_trained(log: Path, tmp_path: Path) -> None:
         assert len(answer.json()["score"]) == 5
     finally:
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
+        told = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 0, told
+    assert told.rstrip().endswith("serve.stopped")
