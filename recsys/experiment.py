@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from recsys.balancing import BalanceConfig, NoBalance
 from recsys.config import Config, read_toml
 from recsys.day_names import DayNames, names_in
 from recsys.errors import ConfigError, nearest
@@ -57,9 +58,10 @@ class DataConfig(Config):
 
 
 class ObjectiveConfig(Config):
-    """Weight of each task's loss in the sum; 1 for a task that is not named."""
+    """Weight of each task's loss in the sum, 1 for a task that is not named, and what balances tasks beyond that."""
 
     weights: dict[str, Annotated[float, Field(ge=0)]] = {}
+    balance: BalanceConfig = NoBalance()
 
 
 class OptimizerConfig(Config):

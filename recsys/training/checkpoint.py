@@ -5,6 +5,7 @@ checkpoints/<version>/
   program.safetensors tables.safetensors                       the model (recsys.run)
   table_optimizer.safetensors dense_optimizer.safetensors      row-wise Adagrad's sums; AdamW's moments and counts
   random.safetensors                                           torch's generators
+  balance.safetensors                                          what the balancing method learned, if it learns
   state.json                                                   step, position in the feed, builds of the days
 ```
 
@@ -36,6 +37,7 @@ from recsys.run import (
     write_tensors,
     write_weights,
 )
+from recsys.training.balancing.method import Balance
 from recsys.training.optim import DenseOptimizer
 
 logger = logging.getLogger(__name__)
@@ -44,6 +46,7 @@ FORMAT_VERSION = 1
 _TABLE_OPTIMIZER = "table_optimizer.safetensors"
 _DENSE_OPTIMIZER = "dense_optimizer.safetensors"
 _RANDOM = "random.safetensors"
+_BALANCE = "balance.safetensors"
 _STATE = "state.json"
 
 
@@ -58,7 +61,11 @@ class Progress:
 
 
 def save_checkpoint(
-    run: RunDirectory, model: RankingModel, optimizer: DenseOptimizer, progress: Progress
+    run: RunDirectory,
+    model: RankingModel,
+    optimizer: DenseOptimizer,
+    balance: Balance,
+    progress: Progress,
 ) -> Published:
     """Publish a checkpoint and move CURRENT to it."""
     metadata = run.digests | {
@@ -69,7 +76,9 @@ def save_checkpoint(
         write_weights(draft.path, model)
         write_tensors(draft.path / _TABLE_OPTIMIZER, model.embeddings.optimizer_state())
         write_tensors(draft.path / _DENSE_OPTIMIZER, optimizer.state())
-        write_tensors(draft.path / _RANDOM, _random_state())
+        write_tensors(draft.path / _RANDOM, random_state())
+        if balance_state := balance.state():
+            write_tensors(draft.path / _BALANCE, balance_state)
         state = {"format_version": FORMAT_VERSION} | asdict(progress)
         (draft.path / _STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
     assert draft.published is not None
@@ -85,12 +94,16 @@ def read_progress(run: RunDirectory) -> tuple[Published, Progress] | None:
     return published, _read_state(published.path / _STATE)
 
 
-def restore(published: Published, model: RankingModel, optimizer: DenseOptimizer) -> None:
-    """Fill model, optimizers and torch's generators from a checkpoint."""
+def restore(
+    published: Published, model: RankingModel, optimizer: DenseOptimizer, balance: Balance
+) -> None:
+    """Fill model, optimizers, balancing method and torch's generators from a checkpoint."""
     read_weights(published.path, model)
     model.embeddings.load_optimizer_state(read_tensors(published.path / _TABLE_OPTIMIZER))
     optimizer.load_state(read_tensors(published.path / _DENSE_OPTIMIZER))
-    _set_random_state(read_tensors(published.path / _RANDOM))
+    if balance.state():
+        balance.load_state(read_tensors(published.path / _BALANCE))
+    set_random_state(read_tensors(published.path / _RANDOM))
 
 
 def mark_best(run: RunDirectory, step: int, *, keep: int) -> str | None:
@@ -113,14 +126,16 @@ def mark_best(run: RunDirectory, step: int, *, keep: int) -> str | None:
     return found
 
 
-def _random_state() -> dict[str, Tensor]:
+def random_state() -> dict[str, Tensor]:
+    """The state of torch's generators, by device."""
     state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
     return state
 
 
-def _set_random_state(state: dict[str, Tensor]) -> None:
+def set_random_state(state: dict[str, Tensor]) -> None:
+    """Take back what `random_state` gave."""
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])

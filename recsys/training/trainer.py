@@ -38,7 +38,9 @@ from recsys.run import (
     open_run,
     remove_unless_begun,
 )
+from recsys.training.balancing import build_balance
 from recsys.training.checkpoint import Progress, mark_best, read_progress, restore, save_checkpoint
+from recsys.training.forward import Forward
 from recsys.training.journal import Journal, Record, progress_to
 from recsys.training.objective import Loss, build_objective, mean_by_task
 from recsys.training.optim import Optimizer
@@ -130,7 +132,16 @@ class Training:
         self.total_steps = steps if settings.steps is None else min(steps, settings.steps)
         self.model = new_model(run, self.device)
         _require_batch_rows(self.model, experiment.data.batch_size)
-        self.objective = build_objective(run.schema, experiment.objective.weights).to(self.device)
+        objective = build_objective(run.schema, experiment.objective.weights).to(self.device)
+        self.forward = Forward(self.model, objective, precision=settings.precision)
+        self.balance = build_balance(
+            experiment.objective.balance,
+            self.model.program,
+            task_weights_T=objective.task_weights_T,
+            steps_per_epoch=self.feed.batches_per_epoch,
+            total_steps=self.total_steps,
+            seed=settings.seed,
+        )
         self.optimizer = Optimizer(
             self.model.program.named_parameters(),
             self.model.embeddings,
@@ -143,7 +154,7 @@ class Training:
             self.model.program.initialize_output_bias(self.train_days.label_means())
         else:
             published, progress = found
-            restore(published, self.model, self.optimizer.dense)
+            restore(published, self.model, self.optimizer.dense, self.balance)
             self.step, self.position = progress.step, progress.position
         self.model.train()
 
@@ -151,18 +162,14 @@ class Training:
         """One step: forward, loss, backward with the tables' update in it, dense update. Raises TrainingError."""
         on_device = batch.to(self.device)
         self.optimizer.before_backward(self.step)
-        with torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.run.experiment.train.precision == "bf16"
-        ):
-            logits_BT = self.model(on_device)
-        loss: Loss = self.objective(
-            logits_BT, on_device.labels_BT, on_device.observed_BT, on_device.weights_B
-        )
-        loss.total.backward()  # type: ignore[no-untyped-call]
+        repeat = self.forward.repeat(on_device)
+        loss = self.forward.loss(on_device)
+        self.balance.backward(loss, self.step)
         norm = self.optimizer.after_backward(self.step)
         # One look at the device a step: a sum is finite only if both terms are.
         if not torch.isfinite(loss.total.detach() + norm):
             raise TrainingError(self._diverged(batch, loss, norm))
+        self.balance.after_step(loss, self.step, repeat)
         self.step += 1
         self.position = self.feed.after(self.position)
         return loss
@@ -186,7 +193,7 @@ class Training:
         progress = Progress(
             self.step, self.position, self.train_days.builds, self.validation_days.builds
         )
-        save_checkpoint(self.run, self.model, self.optimizer.dense, progress)
+        save_checkpoint(self.run, self.model, self.optimizer.dense, self.balance, progress)
 
     def _days(
         self,
@@ -235,12 +242,14 @@ class _Window:
         seconds = time.perf_counter() - self.began
         means = mean_by_task(self.losses).tolist()
         last = training.step - 1
+        tasks, weights_T = training.run.schema.task_names, training.balance.weights_T
         return {
             "kind": "training",
             "step": training.step,
             "epoch": training.step / training.feed.batches_per_epoch,
             "loss": float(torch.stack([loss.total for loss in self.losses]).mean()),
-            "loss_by_task": dict(zip(training.run.schema.task_names, means, strict=True)),
+            "loss_by_task": dict(zip(tasks, means, strict=True)),
+            "weight_by_task": dict(zip(tasks, weights_T.tolist(), strict=True)),
             "dense_lr": training.optimizer.dense_lr(last),
             "embedding_lr": training.optimizer.embedding_lr(last),
             "rows_per_second": self.rows / seconds,

@@ -1,0 +1,57 @@
+"""From a batch to its loss, once or twice."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch.func import functional_call
+
+from recsys.batch import Batch
+from recsys.models import RankingModel
+from recsys.training.checkpoint import random_state, set_random_state
+from recsys.training.objective import Loss, Objective
+
+
+class Forward:
+    """The loss of a batch on the device, the model's part of it in the precision of the training."""
+
+    def __init__(
+        self, model: RankingModel, objective: Objective, *, precision: Literal["float32", "bf16"]
+    ) -> None:
+        self._model = model
+        self._objective = objective
+        self._bf16 = precision == "bf16"
+
+    def loss(self, batch: Batch) -> Loss:
+        return self._loss_by(self._model, batch)
+
+    def repeat(self, batch: Batch) -> Callable[[], Loss]:
+        """What computes the batch's loss again, later, with the parameters of then and the dropout of now.
+
+        Other dropout would change a loss by more than a step does. Neither the generators nor the program's buffers,
+        such as the running statistics of a normalisation, notice.
+        """
+        began = random_state()
+
+        def again() -> Loss:
+            ended = random_state()
+            set_random_state(began)
+            try:
+                with torch.no_grad():
+                    return self._loss_by(self._without_trace, batch)
+            finally:
+                set_random_state(ended)
+
+        return again
+
+    def _without_trace(self, batch: Batch) -> torch.Tensor:
+        buffers = {name: item.clone() for name, item in self._model.program.named_buffers()}
+        blocks = self._model.embeddings(batch)
+        logits_BT: torch.Tensor = functional_call(self._model.program, buffers, (blocks,))
+        return logits_BT
+
+    def _loss_by(self, model: Callable[[Batch], torch.Tensor], batch: Batch) -> Loss:
+        with torch.autocast(batch.labels_BT.device.type, torch.bfloat16, enabled=self._bf16):
+            logits_BT = model(batch)
+        loss: Loss = self._objective(logits_BT, batch.labels_BT, batch.observed_BT, batch.weights_B)
+        return loss
