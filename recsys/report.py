@@ -4,15 +4,18 @@ Every entry names the rows it is about: `purchase` counts all impressions (for a
 `purchase|click` the clicked ones alone (CVR). The two are never one number.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from recsys.diagnosis import Diagnosis, finding_lines
 from recsys.errors import ArtifactError
 from recsys.publish import resolve
 
-FORMAT_VERSION = 1
+# Version 2 adds `experts`; reports of version 1 are read as reports without it.
+FORMAT_VERSION = 2
 REPORT = "report.json"
 PREDICTIONS = "predictions"
 KIND = "report"
@@ -112,9 +115,12 @@ class EvaluatedModel(_Frozen):
 
 
 class Report(_Frozen):
-    """The whole of `report.json`. `references` names the column behind each task's reference probability."""
+    """The whole of `report.json`. `references` names the column behind each task's reference probability.
 
-    format_version: Literal[1] = 1
+    `experts` is the doctor's section; None in a report of a model that has no stages, such as boosted trees.
+    """
+
+    format_version: Literal[1, 2] = 2
     created: str
     model: EvaluatedModel
     data_digest: str
@@ -124,6 +130,7 @@ class Report(_Frozen):
     rows: int
     references: dict[str, str] = {}
     entries: tuple[Entry, ...]
+    experts: Diagnosis | None = None
 
     def binary(self, name: str) -> BinaryMetrics:
         """The binary entry of that name, such as `purchase|click`. Raises KeyError."""
@@ -150,7 +157,7 @@ def read_report(path: Path) -> Report:
         where = ".".join(str(part) for part in detail["loc"]) or "file"
         if where == "format_version":
             raise ArtifactError(
-                f"{file}: report format {detail['input']}, this release reads {FORMAT_VERSION}; evaluate again"
+                f"{file}: report format {detail['input']}, this release reads up to {FORMAT_VERSION}; evaluate again"
             ) from error
         raise ArtifactError(
             f"{file}: damaged at {where} ({detail['msg']}); evaluate again"
@@ -182,7 +189,7 @@ _REGRESSION_HEADER = ("task", "rows", "RMSE", "MAE", "R2", "mean label", "mean p
 
 
 def render_table(report: Report) -> str:
-    """The report as aligned plain text: binary tasks, references, regression tasks, notes; no trailing newline.
+    """The report as aligned plain text: tables by kind of task, notes, findings; no trailing newline.
 
     The standard error shown is the larger of the two that the report holds.
     """
@@ -203,6 +210,8 @@ def render_table(report: Report) -> str:
     notes = _notes(report)
     if notes:
         blocks.append("\n".join(notes))
+    if report.experts is not None:
+        blocks.append("\n".join(finding_lines(report.experts)))
     return "\n\n".join(blocks)
 
 
@@ -274,7 +283,7 @@ def _number(value: float | None, *, digits: int = 4) -> str:
     return text if value == 0 or abs(value) >= 0.01 else f"{value:.3g}"
 
 
-def aligned_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def aligned_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     """A table whose first column is flush left and whose others are flush right."""
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
     lines = (header, tuple("-" * width for width in widths), *rows)

@@ -61,6 +61,7 @@ for command in (
     data.rows,
     model.train,
     model.evaluate,
+    model.doctor,
     model.baseline,
     model.compare,
     model.export,

@@ -72,6 +72,24 @@ def evaluate(
     show(result.to_json(), result.render(), as_json)
 
 
+def doctor(
+    run_directory: RunDirectory,
+    days: Annotated[
+        str | None,
+        typer.Option(
+            help="A day, a range 2026-10-01:2026-10-03 or a split. Default: the experiment's test."
+        ),
+    ] = None,
+    checkpoint: Annotated[str, typer.Option(help="BEST, CURRENT or a version.")] = "BEST",
+    as_json: AsJson = False,
+) -> None:
+    """Examine a trained model's experts, gates and gradients: what has failed, and what to try."""
+    from recsys.evaluation.doctor import examine
+
+    result = examine(run_directory, days=days, checkpoint=checkpoint)
+    show(result.to_json(), result.render(), as_json)
+
+
 def compare(
     first: Annotated[Path, typer.Argument(help="A published report.", show_default=False)],
     second: Annotated[Path, typer.Argument(help="Another, of the same days.", show_default=False)],

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 
 from recsys.day_names import day_names
 from recsys.days import Days, open_days
+from recsys.diagnosis import Diagnosis
 from recsys.errors import ConfigError
+from recsys.evaluation.checkup import Checkup
 from recsys.evaluation.metrics import evaluate_tasks
 from recsys.evaluation.outcomes import OutcomeAccumulator, Outcomes
 from recsys.experiment import Experiment
@@ -90,8 +92,9 @@ def evaluate(
         "days": [build.day for build in opened.builds],
     }
     with publication(report_root, kind=KIND, metadata=metadata) as draft:
-        outcomes = _write_predictions(trained, opened, draft.path / PREDICTIONS)
-        report = _report(trained, opened, outcomes)
+        checkup = Checkup(trained, opened, batch_size=experiment.evaluation.batch_size)
+        outcomes = _write_predictions(trained, opened, draft.path / PREDICTIONS, checkup)
+        report = _report(trained, opened, outcomes, checkup.diagnosis())
         write_report(draft.path, report)
     assert draft.published is not None
     logger.info("report path=%s rows=%d", draft.published.path, report.rows)
@@ -124,13 +127,16 @@ def score_days(model: RankingModel, days: Days, *, batch_size: int) -> Iterator[
         model.train(was_training)
 
 
-def _write_predictions(trained: TrainedRun, days: Days, directory: Path) -> Outcomes:
+def _write_predictions(
+    trained: TrainedRun, days: Days, directory: Path, checkup: Checkup
+) -> Outcomes:
     experiment = trained.experiment
     gathered = OutcomeAccumulator(trained.schema.task_names)
-    with PredictionWriter(directory, trained.schema) as writer:
+    with PredictionWriter(directory, trained.schema) as writer, checkup.attached():
         for scored in score_days(trained.model, days, batch_size=experiment.evaluation.batch_size):
             writer.write(scored.rows.encoded, scored.logits_BT)
             _add(gathered, scored, experiment.evaluation.reference)
+            checkup.see(scored.rows)
     return gathered.outcomes()
 
 
@@ -150,7 +156,7 @@ def _add(gathered: OutcomeAccumulator, scored: ScoredBatch, references: Mapping[
     )
 
 
-def _report(trained: TrainedRun, days: Days, outcomes: Outcomes) -> Report:
+def _report(trained: TrainedRun, days: Days, outcomes: Outcomes, diagnosis: Diagnosis) -> Report:
     experiment = trained.experiment
     return Report(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -164,6 +170,7 @@ def _report(trained: TrainedRun, days: Days, outcomes: Outcomes) -> Report:
         rows=days.rows,
         references=experiment.evaluation.reference,
         entries=evaluate_tasks(outcomes, trained.schema.tasks),
+        experts=diagnosis,
     )
 
 

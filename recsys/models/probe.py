@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from recsys.models.experts import ExpertBank
@@ -13,11 +14,17 @@ from recsys.models.gates import Gates, SelectiveGates
 
 @dataclass(frozen=True)
 class Watched:
-    """One level of experts in a mixing stage. `groups` names each expert: `shared`, or whose it is."""
+    """One level of experts in a mixing stage. `groups` names each expert: `shared`, `group NAME`, or whose it is.
+
+    `readers` names each gate in the same words, or says who else reads it. Where `native`, a task's own experts reach
+    it past the gate as well, so that a small weight does not mean that they are unused.
+    """
 
     bank: ExpertBank
     gates: Gates | SelectiveGates | None
     groups: tuple[str, ...]
+    readers: tuple[str, ...] = ()
+    native: bool = False
 
 
 class Watchable(Protocol):
@@ -63,6 +70,34 @@ class Probe:
                 handle.remove()
 
 
+@contextmanager
+def without_experts(removed: list[tuple[Watched, tuple[int, ...]]]) -> Iterator[None]:
+    """Some experts of some levels give zeros until the block ends, and gates share their weight among the others.
+
+    A gate that is left without any expert gives nothing.
+    """
+    handles = []
+    for item, experts in removed:
+        kept_E = torch.ones(item.bank.experts)
+        kept_E[list(experts)] = 0
+        handles.append(item.bank.activation.register_forward_hook(_silencing(kept_E)))
+        if item.gates is not None:
+            handles.append(item.gates.register_forward_hook(_renormalising(kept_E)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def choices(gates: Gates | SelectiveGates) -> Tensor:
+    """Which experts each gate may choose, bool [G, E] on the CPU."""
+    if isinstance(gates, SelectiveGates):
+        chosen_GE = gates.choices_index.view(gates.gates, gates.experts) < sum(gates.sizes)
+        return chosen_GE.cpu()
+    return torch.ones(gates.weight.shape[:2], dtype=torch.bool)
+
+
 def _experts_into(level: Level) -> Any:
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         level.pre_BEH, level.out_BEH = inputs[0].detach(), output.detach()
@@ -73,5 +108,21 @@ def _experts_into(level: Level) -> Any:
 def _gates_into(level: Level) -> Any:
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         level.gate_BTE = output.detach()
+
+    return hook
+
+
+def _silencing(kept_E: Tensor) -> Any:
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return output * kept_E.to(output)[:, None]
+
+    return hook
+
+
+def _renormalising(kept_E: Tensor) -> Any:
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        left_BGE = output * kept_E.to(output)
+        total_BG1 = left_BGE.sum(dim=-1, keepdim=True)
+        return left_BGE / torch.where(total_BG1 > 0, total_BG1, 1.0)
 
     return hook

@@ -144,7 +144,7 @@ def test_a_missing_report_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 2}, r"report format 2, this release reads 1"),
+        ({"format_version": 3}, r"report format 3, this release reads up to 2"),
         ({"rows": "many"}, r"damaged at rows"),
         ({"surprise": 1}, r"damaged at surprise"),
         ({"entries": [{"kind": "ranking"}]}, r"damaged at entries\.0"),

@@ -63,7 +63,13 @@ class AdaTT(nn.Module):
 
     def watched(self) -> tuple[Watched, ...]:
         return tuple(
-            Watched(bank=level.bank, gates=level.gates, groups=level.groups.labels)
+            Watched(
+                bank=level.bank,
+                gates=level.gates,
+                groups=level.groups.labels,
+                readers=level.groups.names[: level.gates.gates],
+                native=level.native_residual,
+            )
             for level in self.levels
             if isinstance(level, FusionLevel)
         )

@@ -78,7 +78,13 @@ class HoME(nn.Module):
 
     def watched(self) -> tuple[Watched, ...]:
         return tuple(
-            Watched(bank=layer.bank, gates=layer.gates, groups=layer.plan.labels)
+            Watched(
+                bank=layer.bank,
+                gates=layer.gates,
+                groups=layer.plan.labels,
+                readers=layer.plan.readers,
+                native=layer.self_gates is not None,
+            )
             for layer in (self.meta, self.specific)
         )
 
@@ -117,6 +123,11 @@ class LayerPlan:
     def labels(self) -> tuple[str, ...]:
         """The group's name of each expert."""
         return tuple(name for name in self.names for _ in range(self.experts))
+
+    @property
+    def readers(self) -> tuple[str, ...]:
+        """The group whose state each gate makes."""
+        return tuple(self.names[groups[-1]] for groups in self.gates)
 
     def members(self, groups: Sequence[int]) -> tuple[int, ...]:
         """The experts of some groups."""

@@ -30,6 +30,7 @@ class MultiLevelMMoE(nn.Module):
 
     def __init__(self, config: Config, *, width: int, tasks: Sequence[str]) -> None:
         super().__init__()
+        self.tasks = tuple(tasks)
         self.banks = nn.ModuleList()
         self.gates = nn.ModuleList()
         for level, hidden in enumerate(config.levels):
@@ -56,7 +57,12 @@ class MultiLevelMMoE(nn.Module):
 
     def watched(self) -> tuple[Watched, ...]:
         return tuple(
-            Watched(bank=bank, gates=gates, groups=("shared",) * bank.experts)
+            Watched(
+                bank=bank,
+                gates=gates,
+                groups=("shared",) * bank.experts,
+                readers=self.tasks if gates is self.gates[-1] else _next_level(gates.tasks),
+            )
             for bank, gates in zip(self.banks, self.gates, strict=True)
             if isinstance(bank, ExpertBank) and isinstance(gates, Gates)
         )
@@ -71,3 +77,7 @@ class MultiLevelMMoE(nn.Module):
         )
         gates = (len(config.levels) - 1) * config.experts + len(tasks)
         return experts + width * config.experts * gates
+
+
+def _next_level(experts: int) -> tuple[str, ...]:
+    return tuple(f"expert {number} above" for number in range(1, experts + 1))

@@ -37,6 +37,7 @@ class MMoE(nn.Module):
 
     def __init__(self, config: Config, *, width: int, tasks: Sequence[str]) -> None:
         super().__init__()
+        self.tasks = tuple(tasks)
         self.trunk: ExpertBank | None = None
         if config.shared_hidden:
             self.trunk = ExpertBank(width, config.shared_hidden, experts=1)
@@ -60,7 +61,8 @@ class MMoE(nn.Module):
         return mix(self.gates(x), self.bank(shared_input(x)))
 
     def watched(self) -> tuple[Watched, ...]:
-        return (Watched(bank=self.bank, gates=self.gates, groups=("shared",) * self.bank.experts),)
+        shared = ("shared",) * self.bank.experts
+        return (Watched(bank=self.bank, gates=self.gates, groups=shared, readers=self.tasks),)
 
     @staticmethod
     def parameter_count(config: Config, *, width: int, tasks: Sequence[str]) -> int:

@@ -37,7 +37,8 @@ class OMoE(nn.Module):
         return mix(self.gates(x_BI), self.bank(x_BI)).expand(-1, self.tasks, -1)
 
     def watched(self) -> tuple[Watched, ...]:
-        return (Watched(bank=self.bank, gates=self.gates, groups=("shared",) * self.bank.experts),)
+        shared = ("shared",) * self.bank.experts
+        return (Watched(bank=self.bank, gates=self.gates, groups=shared, readers=("every task",)),)
 
     @staticmethod
     def parameter_count(config: Config, *, width: int, tasks: Sequence[str]) -> int:

@@ -100,7 +100,12 @@ class PLE(nn.Module):
 
     def watched(self) -> tuple[Watched, ...]:
         return tuple(
-            Watched(bank=bank, gates=gates, groups=self.groups.labels)
+            Watched(
+                bank=bank,
+                gates=gates,
+                groups=self.groups.labels,
+                readers=self.groups.names[: gates.gates],
+            )
             for bank, gates in zip(self.banks, self.gates, strict=True)
             if isinstance(bank, ExpertBank) and isinstance(gates, SelectiveGates)
         )
