@@ -39,9 +39,7 @@ class Checkup:
 
     def __init__(self, trained: TrainedRun, days: Days, *, batch_size: int) -> None:
         self._trained = trained
-        self._watch = ExpertWatch(
-            trained.model.program.mixing, every=max(1, days.rows // _WINDOW_ROWS)
-        )
+        self._watch = watch_over(trained.model, days)
         self._labels = torch.zeros(len(trained.schema.tasks), dtype=torch.int64)
         batches = sum(-(-group.rows // batch_size) for group in days.groups)
         self._every = -(-batches // _GRADIENT_BATCHES)
@@ -103,6 +101,11 @@ class Checkup:
             removals=removals,
             findings=findings(levels, tasks, pairs, removals),
         )
+
+
+def watch_over(model: RankingModel, days: Days) -> ExpertWatch:
+    """A watch that takes enough of the days' rows, evenly, and no more."""
+    return ExpertWatch(model.program.mixing, every=max(1, days.rows // _WINDOW_ROWS))
 
 
 def device_of(model: RankingModel) -> torch.device:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from recsys.diagnosis import SHARED, ExpertNumbers, GateNumbers, LevelNumbers, Occupancy
-from recsys.evaluation.expert_statistics import LevelStatistics
+from recsys.evaluation.expert_statistics import ExpertWatch, LevelStatistics
 from recsys.models.probe import Watched
 
 # A dead expert's deviation is 0; the ratio to it must stay a number.
@@ -71,6 +71,29 @@ def level_numbers(
         dominance_by_contribution=float(contributions_GE.mean(dim=0).max()),
         density_coupling=_density_coupling(gates, labels),
     )
+
+
+def headlines(watch: ExpertWatch) -> dict[str, dict[str, float]]:
+    """The worst of each number, level by level: what a training's records keep."""
+    found = {}
+    for number, statistics in enumerate(watch.levels, start=1):
+        level = level_numbers(statistics, level=number, labels={})
+        occupied = [expert.occupancy for expert in level.experts if expert.occupancy is not None]
+        masses = [gate.own_mass_relative for gate in level.gates]
+        numbers = {
+            "zero_share": max(expert.zero_share for expert in level.experts),
+            "dead_units": max(expert.dead_units for expert in level.experts),
+            "scale_ratio": level.deviation_ratio,
+            "divergence": level.divergence,
+            "dominance": level.dominance,
+            "effective_experts": min(gate.effective_experts for gate in level.gates),
+            "degradation": max((item.score for item in occupied), default=None),
+            "own_mass_relative": min((mass for mass in masses if mass is not None), default=None),
+        }
+        found[f"level_{number}"] = {
+            name: value for name, value in numbers.items() if value is not None
+        }
+    return found
 
 
 def readers_of(watched: Watched, gates: int) -> tuple[str, ...]:

@@ -22,7 +22,9 @@ from recsys.batch import Batch
 from recsys.day_names import DayRange
 from recsys.days import Build, Days, open_days
 from recsys.errors import ConfigError, TrainingError, UserError
+from recsys.evaluation.checkup import watch_over
 from recsys.evaluation.evaluate import outcomes_of
+from recsys.evaluation.experts import headlines
 from recsys.evaluation.metrics import evaluate_tasks
 from recsys.experiment import Experiment, load_experiment
 from recsys.feed import START, Feed
@@ -176,9 +178,13 @@ class Training:
 
     def evaluate(self) -> Record:
         """The validation record of the present model."""
-        outcomes = outcomes_of(
-            self.model, self.validation_days, batch_size=self.run.experiment.evaluation.batch_size
-        )
+        watch = watch_over(self.model, self.validation_days)
+        with watch.attached():
+            outcomes = outcomes_of(
+                self.model,
+                self.validation_days,
+                batch_size=self.run.experiment.evaluation.batch_size,
+            )
         entries = evaluate_tasks(outcomes, self.run.schema.tasks)
         return {
             "kind": "validation",
@@ -187,6 +193,7 @@ class Training:
             "metric": self.criterion.metric,
             "score": self.criterion.score(entries),
             "entries": {entry.name: numbers_of(entry) for entry in entries},
+            "experts": headlines(watch),
         }
 
     def save(self) -> None:

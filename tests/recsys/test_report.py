@@ -160,6 +160,16 @@ def test_a_damaged_or_newer_report_is_refused(
         read_report(tmp_path)
 
 
+def test_a_report_of_the_first_format_is_read_as_one_without_experts(tmp_path: Path) -> None:
+    tree = json.loads(report().model_dump_json()) | {"format_version": 1}
+    del tree["experts"]
+    with publication(tmp_path, kind=KIND) as draft:
+        (draft.path / REPORT).write_text(json.dumps(tree), encoding="utf-8")
+    found = read_report(tmp_path)
+    assert found.experts is None
+    assert found.model_copy(update={"format_version": 2}) == report()
+
+
 def test_a_report_holds_no_nan() -> None:
     with pytest.raises(ValidationError, match="finite"):
         click().model_validate(click().model_dump() | {"auc": math.nan})
