@@ -14,6 +14,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from recsys.batch import Batch
+from recsys.compare import Comparison, Difference
 from recsys.days import Days, open_days
 from recsys.diagnosis import SHARED, Finding, LevelNumbers, finding_lines
 from recsys.evaluation.checks import CHECKS
@@ -23,6 +24,7 @@ from recsys.evaluation.expert_statistics import ExpertWatch
 from recsys.evaluation.experts import divergences, level_numbers, rank_correlation
 from recsys.evaluation.gradients import task_gradients
 from recsys.evaluation.removal import Removals
+from recsys.evaluation.side_by_side import SideBySide
 from recsys.evaluation.verdicts import findings
 from recsys.experiment import load_experiment
 from recsys.feed import in_order
@@ -520,6 +522,31 @@ def test_a_model_without_experts_is_said_to_have_none(tmp_path: Path) -> None:
         "experts: shared_bottom has no experts to choose among, so only the tasks' gradients are looked at"
     )
     assert any(pair.cosine is not None for pair in diagnosis.pairs)
+
+
+def test_a_comparison_sums_up_all_tasks_and_names_who_pays() -> None:
+    def difference(first: float, second: float) -> Difference:
+        return Difference(first, second, first - second, 0.01, 0.0, 0.0, 0.0, 0.02)
+
+    def compared(auc: Difference | None) -> Comparison:
+        return Comparison(10, 5, 3, auc, None, None, None)
+
+    entries = {
+        "gains": compared(difference(0.80, 0.75)),
+        "pays": compared(difference(0.55, 0.60)),
+        "unsure": compared(difference(0.67, 0.70)),
+        "undefined": compared(None),
+    }
+    balance = SideBySide(Path("first"), Path("second"), entries).balance
+    assert balance is not None
+    assert balance.mean_gain_percent == pytest.approx(100 * (0.2 - 0.5 - 0.15) / 3)
+    assert balance.mean_gain_percent_plain == pytest.approx(
+        100 * (0.05 / 0.75 - 0.05 / 0.6 - 0.03 / 0.7) / 3
+    )
+    assert balance.worse == ("pays",)
+    assert balance.worst == "pays"
+    nothing = SideBySide(Path("first"), Path("second"), {"undefined": compared(None)})
+    assert nothing.balance is None
 
 
 def test_every_check_stands_in_its_document_with_its_threshold() -> None:
