@@ -29,7 +29,7 @@ from recsys.models.probe import Watched
 from recsys.run import TrainedRun
 
 # Rows whose experts are looked at, spread evenly over the days.
-_WINDOW_ROWS = 65_536
+_WINDOW_ROWS = 32_768
 _GRADIENT_BATCHES = 8
 _GRADIENT_ROWS = 1_024
 
@@ -103,9 +103,9 @@ class Checkup:
         )
 
 
-def watch_over(model: RankingModel, days: Days) -> ExpertWatch:
-    """A watch that takes enough of the days' rows, evenly, and no more."""
-    return ExpertWatch(model.program.mixing, every=max(1, days.rows // _WINDOW_ROWS))
+def watch_over(model: RankingModel, days: Days, *, about_rows: int = _WINDOW_ROWS) -> ExpertWatch:
+    """A watch that looks at this many of the days' rows, evenly spread, or less than twice as many."""
+    return ExpertWatch(model.program.mixing, every=max(1, days.rows // max(about_rows, 1)))
 
 
 def device_of(model: RankingModel) -> torch.device:
