@@ -13,7 +13,8 @@ from recsys.config import Config
 from recsys.models.bottoms.flat import Flat
 from recsys.models.embeddings.lookup import Embeddings
 from recsys.models.embeddings.tables import EmbeddingsConfig
-from recsys.models.heads import Towers
+from recsys.models.heads.aitm import AITM
+from recsys.models.heads.towers import Towers
 from recsys.models.inputs import Blocks, InputLayout, input_layout
 from recsys.models.mixing.adatt import AdaTT
 from recsys.models.mixing.cross_stitch import CrossStitch
@@ -64,6 +65,7 @@ mixings: dict[str, Any] = {
 }
 heads: dict[str, Any] = {
     "towers": Towers,
+    "aitm": AITM,
 }
 
 registries: dict[str, dict[str, Any]] = {"bottom": bottoms, "mixing": mixings, "heads": heads}

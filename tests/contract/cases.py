@@ -57,6 +57,7 @@ VARIANTS = [
     ),
     Case("heads", "towers", (("hidden", ()),)),
     Case("heads", "towers", (("hidden", (8, 4)),)),
+    Case("heads", "aitm", (("hidden", (8, 4)),)),
 ]
 
 

@@ -186,7 +186,7 @@ def test_parameter_count_is_the_formula(case: Case) -> None:
     sizes: dict[str, dict[str, Any]] = {
         "bottom": {"layout": program.layout, "tasks": 3},
         "mixing": {"width": program.bottom.width, "tasks": program.task_names},
-        "heads": {"width": program.mixing.width, "tasks": 3},
+        "heads": {"width": program.mixing.width, "tasks": kinds.schema().tasks},
     }
     for stage, part in parts.items():
         section = getattr(config, stage)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from recsys.models.heads import Towers, funnel, joint_logit
+from recsys.models.heads.towers import Towers, funnel, joint_logit
 from recsys.schema import Schema
 
 

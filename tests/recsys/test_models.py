@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recsys.errors import ConfigError
+from recsys.layout import dense, slots
 from recsys.models import ModelConfig, build_model, input_layout
 from recsys.models.bottoms.flat import Flat
 from recsys.models.experts import ExpertBank, Form
 from recsys.models.gates import Gates, mix
-from recsys.models.heads import Towers
+from recsys.models.heads.towers import Towers
 from recsys.models.inputs import Blocks, Columns
 from recsys.models.mixing.mmoe import MMoE
 from recsys.models.mixing.shared_bottom import SharedBottom
@@ -86,7 +87,8 @@ def test_golden_parameter_count_of_mmoe() -> None:
 
 
 def test_golden_parameter_count_of_two_esmm_towers() -> None:
-    assert Towers.parameter_count(Towers.Config(hidden=(32, 16)), width=64, tasks=2) == 5_250
+    tasks = {name: small_schema().tasks["click"] for name in "ab"}
+    assert Towers.parameter_count(Towers.Config(hidden=(32, 16)), width=64, tasks=tasks) == 5_250
 
 
 def test_mmoe_is_the_papers_sum_over_experts() -> None:
@@ -269,10 +271,15 @@ def test_the_layout_says_where_each_feature_lies() -> None:
         model.embeddings(found),
         model.embeddings.table_weights(),
     )
-    users, items = found.values_N[:20], found.values_N[20:40]
+    names = [slot.name for slot in slots(kinds.schema())]
+    streams = torch.split(found.values_N, found.lengths_FB.sum(dim=1).tolist())
+    ids = dict(zip(names, streams, strict=True))
+    users, items = ids["user_id"], ids["item_id"]
+    numbers = torch.split(found.dense_BD, [item.width for item in dense(kinds.schema())], dim=1)
+    prices = dict(zip((item.name for item in dense(kinds.schema())), numbers, strict=True))["price"]
     assert (layout.user["user_id"].of(inputs_.user_UI) == tables["user"][users]).all()
     assert (layout.candidate["item_id"].of(inputs_.candidate_NI) == tables["item"][items]).all()
-    assert (layout.candidate["price"].of(inputs_.candidate_NI)[:, 0] == found.dense_BD[:, 0]).all()
+    assert (layout.candidate["price"].of(inputs_.candidate_NI) == prices).all()
     assert inputs_.user_UI.shape[1] == layout.user_width
     assert inputs_.candidate_NI.shape[1] == layout.candidate_width
     assert inputs_.tokens["seen"].shape[2] == layout.sequences["seen"].width

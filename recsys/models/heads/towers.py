@@ -35,20 +35,14 @@ class Towers(nn.Module):
 
     def __init__(self, config: Config, *, width: int, tasks: Mapping[str, Task]) -> None:
         super().__init__()
-        self.parents = tuple(
-            None if task.given is None else list(tasks).index(task.given) for task in tasks.values()
-        )
+        self.parents = parents_of(tasks)
         self.kinds = tuple(task.kind for task in tasks.values())
         self.bank = (
             ExpertBank(width, config.hidden, experts=len(tasks), dropout=config.dropout)
             if config.hidden
             else None
         )
-        weight = torch.empty(len(tasks), 1, config.hidden[-1] if config.hidden else width)
-        for output in weight:
-            nn.init.xavier_uniform_(output)
-        self.weight = nn.Parameter(weight[:, 0])
-        self.bias = nn.Parameter(torch.zeros(len(tasks)))
+        self.weight, self.bias = output_layer(len(tasks), (width, *config.hidden)[-1])
 
     def forward(self, x_BTH: Tensor) -> Tensor:
         return funnel(self.conditional(x_BTH), self.parents)
@@ -56,8 +50,7 @@ class Towers(nn.Module):
     def conditional(self, x_BTH: Tensor) -> Tensor:
         """The towers' own outputs [B, T], before the funnel's products; float32 under autocast too."""
         h_BTH = x_BTH if self.bank is None else self.bank(x_BTH)
-        # A logit of 8 significant bits would tie rows that differ.
-        return (h_BTH.float() * self.weight).sum(dim=-1) + self.bias
+        return projected(h_BTH, self.weight, self.bias)
 
     @torch.no_grad()
     def initialize_output_bias(self, means: Sequence[float]) -> None:
@@ -70,14 +63,39 @@ class Towers(nn.Module):
             mean = means[t]
             if kind == "binary":
                 rate = mean if parent is None else mean / max(means[parent], _RATE_MARGIN)
-                rate = min(max(rate, _RATE_MARGIN), 1 - _RATE_MARGIN)
-                mean = math.log(rate / (1 - rate))
+                mean = base_rate_logit(rate)
             self.bias[t] = mean
 
     @staticmethod
-    def parameter_count(config: Config, *, width: int, tasks: int) -> int:
+    def parameter_count(config: Config, *, width: int, tasks: Mapping[str, Task]) -> int:
         """T * M(width; hidden.., 1)."""
-        return ExpertBank.parameter_count(width, (*config.hidden, 1), experts=tasks)
+        return ExpertBank.parameter_count(width, (*config.hidden, 1), experts=len(tasks))
+
+
+def parents_of(tasks: Mapping[str, Task]) -> tuple[int | None, ...]:
+    """The column of each task's `given`, None for a task without."""
+    names = list(tasks)
+    return tuple(None if task.given is None else names.index(task.given) for task in tasks.values())
+
+
+def output_layer(tasks: int, width: int) -> tuple[nn.Parameter, nn.Parameter]:
+    """Weight [T, H] and bias [T] of one output unit a task."""
+    weight = torch.empty(tasks, 1, width)
+    for output in weight:
+        nn.init.xavier_uniform_(output)
+    return nn.Parameter(weight[:, 0]), nn.Parameter(torch.zeros(tasks))
+
+
+def projected(h_BTH: Tensor, weight_TH: Tensor, bias_T: Tensor) -> Tensor:
+    """Each task's output unit, [B, T]; float32 under autocast too."""
+    # A logit of 8 significant bits would tie rows that differ.
+    return (h_BTH.float() * weight_TH).sum(dim=-1) + bias_T
+
+
+def base_rate_logit(rate: float) -> float:
+    """The logit of a mean label, finite for 0 and 1 too."""
+    held = min(max(rate, _RATE_MARGIN), 1 - _RATE_MARGIN)
+    return math.log(held / (1 - held))
 
 
 def funnel(conditional_BT: Tensor, parents: Sequence[int | None]) -> Tensor:
