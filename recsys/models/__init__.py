@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, Union
 import torch
 
 from recsys.config import Config
+from recsys.models.bottoms.dtrn import DTRN
 from recsys.models.bottoms.flat import Flat
 from recsys.models.embeddings.lookup import Embeddings
 from recsys.models.embeddings.tables import EmbeddingsConfig
@@ -50,6 +51,7 @@ __all__ = [
 
 bottoms: dict[str, Any] = {
     "flat": Flat,
+    "dtrn": DTRN,
 }
 mixings: dict[str, Any] = {
     "single_task": SingleTask,

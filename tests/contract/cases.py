@@ -57,6 +57,7 @@ VARIANTS = [
     ),
     Case("heads", "towers", (("hidden", ()),)),
     Case("heads", "towers", (("hidden", (8, 4)),)),
+    Case("bottom", "dtrn", (("condition", False), ("refine", False))),
     Case("heads", "aitm", (("hidden", (8, 4)),)),
 ]
 
