@@ -285,6 +285,10 @@ def test_a_schema_without_sequences_is_refused_in_one_sentence() -> None:
         program_of(Schema.parse(tree, where="schema.toml"), {"kind": "dtrn"})
 
 
+def test_flat_too_attends_to_a_sequence_of_any_name() -> None:
+    assert program_of(schema(), {"kind": "flat", "sequence": "target_attention"}).bottom.width > 0
+
+
 def test_heads_must_divide_the_width() -> None:
     with pytest.raises(ConfigError, match="width 6 is no multiple of attention_heads 4"):
         config(attention_heads=4)

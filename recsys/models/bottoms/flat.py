@@ -38,19 +38,16 @@ class Flat(nn.Module):
             [item for item in self._sequences if item.targets] if config.sequence != "mean" else []
         )
         self.products = tuple(matched)
-        self.attention = nn.ModuleDict(
-            {
-                item.name: TargetAttention(item)
-                for item in matched
-                if config.sequence == "target_attention"
-            }
+        # A list: a dictionary of modules refuses names such as `items`.
+        self.attention = nn.ModuleList(
+            TargetAttention(item) for item in matched if config.sequence == "target_attention"
         )
         self.width = (
             layout.user_width
             + layout.candidate_width
             + sum(item.width for item in self._sequences)
             + sum(_target_width(item) for item in self.products)
-            + sum(layout.sequences[name].width for name in self.attention)
+            + sum(item.width for item in matched if config.sequence == "target_attention")
         )
 
     def forward(self, blocks: Blocks) -> Tensor:
@@ -64,7 +61,7 @@ class Flat(nn.Module):
         parts.append(blocks.candidate_NI)
         for item in self.products:
             parts += _products(item, blocks.rows_of(pooled[item.name]), blocks.candidate_NI)
-        parts += [attention(blocks) for attention in self.attention.values()]
+        parts += [attention(blocks) for attention in self.attention]
         return torch.cat(parts, dim=1)
 
     @staticmethod
