@@ -43,6 +43,7 @@ from recsys.run import (
 from recsys.training.balancing import build_balance
 from recsys.training.checkpoint import Progress, mark_best, read_progress, restore, save_checkpoint
 from recsys.training.forward import Forward
+from recsys.training.funnel_labels import warn_of_funnel_breaks
 from recsys.training.journal import Journal, Record, progress_to
 from recsys.training.objective import Loss, build_objective, mean_by_task
 from recsys.training.optim import Optimizer
@@ -154,6 +155,7 @@ class Training:
         )
         self.step, self.position = 0, START
         if found is None:
+            warn_of_funnel_breaks(self.train_days)
             torch.manual_seed(settings.seed)
             self.model.program.initialize_output_bias(self.train_days.label_means())
         else:
