@@ -106,5 +106,5 @@ def test_output_biases_start_at_the_rates_over_all_rows() -> None:
 
 def test_tasks_without_a_funnel_are_refused_in_one_sentence() -> None:
     tasks = schema_of({"a": None, "b": None}).tasks
-    with pytest.raises(ConfigError, match=r'^model.heads: "aitm" .* no task .* kind = "towers"$'):
+    with pytest.raises(ConfigError, match=r'^model.heads \(aitm\): .* kind = "towers"$'):
         AITM(AITM.Config(), width=6, tasks=tasks)

@@ -120,7 +120,7 @@ class TaskInterests(nn.Module):
         super().__init__()
         if not sequences:
             raise ConfigError(
-                'model.bottom: "dtrn" reads interests from sequences, and the schema has none; '
+                "model.bottom (dtrn): the schema has no sequence to read interests from; "
                 'declare one under [sequences], or take kind = "flat"'
             )
         self.tasks = tasks

@@ -47,7 +47,7 @@ class AITM(nn.Module):
         steps = [t for t, parent in enumerate(self.parents) if parent is not None]
         if not steps:
             raise ConfigError(
-                'model.heads: "aitm" hands on along a funnel, and no task has given; '
+                "model.heads (aitm): no task has given, so there is no funnel to hand on along; "
                 'name each step\'s parent under [tasks], or take kind = "towers"'
             )
         self.bank = ExpertBank(width, config.hidden, experts=len(tasks), dropout=config.dropout)
