@@ -10,7 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recsys.errors import ConfigError
+
 Form = Literal["loop", "wide", "batched"]
+
+# Fewer rows have a variance that says little of the next batch.
+_LEAST_NORMALIZED_ROWS = 32
 
 
 class ExpertBank(nn.Module):
@@ -175,6 +180,16 @@ class BatchNorm(nn.Module):
             eps=self.epsilon,
         )
         return normalized.view_as(h_BEH).to(h_BEH.dtype)
+
+
+def require_batch_rows(module: nn.Module, batch_size: int) -> None:
+    """Raise ConfigError when batches are too small for banks below a module that are normalised over them."""
+    normalized = any(isinstance(item, BatchNorm) for item in module.modules())
+    if normalized and batch_size < _LEAST_NORMALIZED_ROWS:
+        raise ConfigError(
+            f"data.batch_size is {batch_size}, and this mixing normalises its experts over the batch (BatchNorm); "
+            f"give at least {_LEAST_NORMALIZED_ROWS} rows, better 1024, or choose another mixing"
+        )
 
 
 def fold_norms(module: nn.Module) -> None:

@@ -28,8 +28,7 @@ from recsys.evaluation.experts import headlines
 from recsys.evaluation.metrics import evaluate_tasks
 from recsys.experiment import Experiment, load_experiment
 from recsys.feed import START, Feed
-from recsys.models import RankingModel
-from recsys.models.experts import BatchNorm
+from recsys.models.experts import require_batch_rows
 from recsys.models.precision import use_fast_float32
 from recsys.run import (
     RunDirectory,
@@ -54,8 +53,6 @@ logger = logging.getLogger(__name__)
 _SHOWN_ROW_KEYS = 5
 # To watch a row costs about what it costs to train on it: one in so many keeps that under 1 %.
 _WATCHED_OF = 200
-# Fewer rows have a variance that says little of the next batch.
-_LEAST_NORMALIZED_ROWS = 32
 
 
 @dataclass(frozen=True)
@@ -136,7 +133,7 @@ class Training:
         steps = settings.epochs * self.feed.batches_per_epoch
         self.total_steps = steps if settings.steps is None else min(steps, settings.steps)
         self.model = new_model(run, self.device)
-        _require_batch_rows(self.model, experiment.data.batch_size)
+        require_batch_rows(self.model.program, experiment.data.batch_size)
         objective = build_objective(run.schema, experiment.objective.weights).to(self.device)
         self.forward = Forward(self.model, objective, precision=settings.precision)
         self.balance = build_balance(
@@ -379,16 +376,6 @@ def _is_multiple(step: int, every: int | None) -> bool:
 
 def _out_of_patience(records: Sequence[Record], patience: int | None) -> bool:
     return patience is not None and evaluations_since_best(records) >= patience
-
-
-def _require_batch_rows(model: RankingModel, batch_size: int) -> None:
-    """Raise ConfigError when batches are too small for experts that are normalised over them."""
-    normalized = any(isinstance(item, BatchNorm) for item in model.program.modules())
-    if normalized and batch_size < _LEAST_NORMALIZED_ROWS:
-        raise ConfigError(
-            f"data.batch_size is {batch_size}, and this mixing normalises its experts over the batch (BatchNorm); "
-            f"give at least {_LEAST_NORMALIZED_ROWS} rows, better 1024, or choose another mixing"
-        )
 
 
 def _require_same(run: RunDirectory, asked: Experiment) -> None:

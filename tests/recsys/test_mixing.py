@@ -328,7 +328,7 @@ def test_wrong_task_experts_are_named(stage: type) -> None:
     ):
         with pytest.raises(ConfigError, match=rf"model.mixing \({kind}\).*{message}"):
             built(stage, **options)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="greater than or equal to 0"):
+    with pytest.raises(ConfigError, match="must be at least 0"):
         built(stage, shared_experts=-1)
 
 
