@@ -164,6 +164,10 @@ def read_report(path: Path) -> Report:
         ) from error
 
 
+_CHANCE = 0.5
+# Standard errors on either side of a 95 % interval.
+_NORMAL_95 = 1.96
+
 _BINARY_HEADER = (
     "task",
     "rows",
@@ -193,7 +197,7 @@ def render_table(report: Report) -> str:
 
     The standard error shown is the larger of the two that the report holds.
     """
-    binary = [entry for entry in report.entries if isinstance(entry, BinaryMetrics)]
+    binary = _binary(report)
     regression = [entry for entry in report.entries if isinstance(entry, RegressionMetrics)]
     compared = [(entry, entry.reference) for entry in binary if entry.reference is not None]
     blocks = [_heading(report)]
@@ -269,10 +273,32 @@ def _notes(report: Report) -> list[str]:
         if isinstance(entry, BinaryMetrics) and entry.given is not None
     ]
     notes += [f"{entry.name}: {entry.note}" for entry in report.entries if entry.note]
+    notes += [f"{entry.name}: {doubt}" for entry in _binary(report) for doubt in _doubts(entry)]
+    if any(_larger_error(entry) != entry.auc_standard_error for entry in _binary(report)):
+        notes.append("std. err.: of the AUC, by rows (DeLong) or by users, whichever is larger")
     if report.references:
         named = ", ".join(f"{task} from {column!r}" for task, column in report.references.items())
         notes.append(f"reference: {named}; difference is model minus reference")
     return notes
+
+
+def _binary(report: Report) -> list[BinaryMetrics]:
+    return [entry for entry in report.entries if isinstance(entry, BinaryMetrics)]
+
+
+def _doubts(entry: BinaryMetrics) -> list[str]:
+    """What a reader should not take for a result: an order or probabilities that a constant may well match."""
+    doubts: list[str] = []
+    error = _larger_error(entry)
+    if entry.auc is not None and error is not None and entry.auc - _NORMAL_95 * error <= _CHANCE:
+        doubts.append(
+            f"its AUC is not surely above {_CHANCE}, which chance gives ({entry.positives:,} positives)"
+        )
+    if entry.normalized_entropy is not None and entry.normalized_entropy >= 1:
+        doubts.append(
+            f"its probabilities tell no more than the mean label would (NE {entry.normalized_entropy:.3f})"
+        )
+    return doubts
 
 
 def _number(value: float | None, *, digits: int = 4) -> str:

@@ -207,3 +207,20 @@ def test_the_table_leaves_out_what_there_is_none_of() -> None:
     assert "AUC" not in text
     assert "reference" not in text
     assert text.endswith("5.1000")
+
+
+def test_a_report_says_what_may_be_chance_or_tells_no_more_than_the_mean() -> None:
+    good = click()
+    said = render_table(report(good))
+    assert "chance" not in said
+    assert "tell no more" not in said
+    assert "std. err.: of the AUC, by rows (DeLong) or by users, whichever is larger" in said
+    chance = good.model_copy(update={"auc": 0.506, "normalized_entropy": 1.0011})
+    said = render_table(report(chance))
+    assert "click: its AUC is not surely above 0.5, which chance gives (14,812 positives)" in said
+    assert "click: its probabilities tell no more than the mean label would (NE 1.001)" in said
+    # By the larger of its two errors: 0.507 - 1.96 * 0.0034 > 0.5 by users, 0.0036 is too much.
+    sure = good.model_copy(update={"auc": 0.507})
+    assert "chance" not in render_table(report(sure))
+    unsure = sure.model_copy(update={"auc_standard_error_by_group": 0.0036})
+    assert "chance" in render_table(report(unsure))
