@@ -128,7 +128,7 @@ def decide(
         choose_training(round(0.8 * rows), tasks=len(chosen.labels), knows_rates=bool(counters)),
         time_parts,
         tuple(_filters(roles, chosen, split, log)),
-        (*_key_reasons(roles), *dropped, *chosen.decisions),
+        (*_key_reasons(roles, tables.columns), *dropped, *chosen.decisions),
     )
 
 
@@ -170,14 +170,29 @@ def _first_reasons(inputs: Inputs) -> str:
     )
 
 
-def _key_reasons(roles: Roles) -> list[str]:
+def _key_reasons(roles: Roles, columns: Sequence[Column]) -> list[str]:
     said: list[str] = []
     for role in ("user", "item", "time"):
         column = getattr(roles, role)
-        said.append(
-            f"{role}: {column.name if column else 'none found'}; --{role} COLUMN says otherwise"
-        )
+        found = column.name if column else f"none found{_unread_time(columns, role)}"
+        said.append(f"{role}: {found}; --{role} COLUMN says otherwise")
     return said
+
+
+def _unread_time(columns: Sequence[Column], role: str) -> str:
+    """A column that its name calls a time, and that is text of no one form: worth a word where no time is found."""
+    unread = next(
+        (
+            column
+            for column in columns
+            if role == "time" and column.dtype == "string" and names.is_time(column.file_name)
+        ),
+        None,
+    )
+    if unread is None:
+        return ""
+    some = ", ".join(repr(value[:40]) for value in unread.by_frequency[:3])
+    return f" ({unread.file_name} is text in no one form of a time, such as {some})"
 
 
 @dataclass(frozen=True)

@@ -177,3 +177,14 @@ def test_a_split_that_the_data_brings_along_is_used(tmp_path: Path) -> None:
 
     assert list(plan.settings.split.rules) == ["train", "validation", "test"]
     assert plan.settings.filters[0].text == "split in ['train', 'val', 'test']"
+
+
+def test_a_time_in_several_forms_is_said_to_be_unread(tmp_path: Path) -> None:
+    rows = log(rows=400)
+    del rows["shown_at"]
+    forms = ("2026-07-{:02d}", "{:02d}/07/2026", "Jul {:02d} 2026")
+    rows["date"] = [forms[row % 3].format(13 + row % 10) for row in range(400)]
+    file = csv(tmp_path / "log.csv", rows)
+    said = propose([file]).render()
+    assert "time: none found (date is text in no one form of a time, such as '" in said
+    assert propose([csv(tmp_path / "dated.csv", log(rows=400))]).render().count("none found") == 0

@@ -197,6 +197,7 @@ def test_the_table_is_aligned_and_names_what_each_number_is_about() -> None:
             "",
             "purchase|click: on rows with click = 1",
             "purchase|click: no positive among 14812 rows, so AUC is undefined",
+            "std. err.: of the AUC, by rows (DeLong) or by users, whichever is larger",
             "reference: click from 'click_oracle'; difference is model minus reference",
         )
     )
