@@ -28,6 +28,7 @@ class ColumnSummary:
     not_finite: int = 0
     least: Any = None
     most: Any = None
+    values: int = 0
     _hashes: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
 
     def add(self, values: pa.Array) -> None:
@@ -55,7 +56,8 @@ class ColumnSummary:
         """The number of distinct values, estimated when there are many."""
         if self.exact:
             return len(self._hashes)
-        return round((_KEPT_HASHES - 1) / (float(self._hashes[-1]) / 2.0**64))
+        estimated = round((_KEPT_HASHES - 1) / (float(self._hashes[-1]) / 2.0**64))
+        return min(estimated, self.values)
 
     @property
     def constant(self) -> bool:
@@ -84,6 +86,7 @@ class ColumnSummary:
         return flat.filter(finite)
 
     def _count(self, flat: pa.Array) -> None:
+        self.values += len(flat)
         if len(flat):
             hashes = np.unique(np.concatenate([self._hashes, np.unique(_hashed(flat))]))
             self._hashes = hashes[:_KEPT_HASHES]

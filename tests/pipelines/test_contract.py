@@ -203,3 +203,12 @@ price = { kind = "numeric" }
 [tasks]
 click = { label = "clicked" }
 """
+
+
+def test_no_more_values_are_estimated_than_there_are() -> None:
+    for seed in range(20):
+        summary = ColumnSummary()
+        unique = np.random.default_rng(seed).choice(10**9, 5_000, replace=False)
+        summary.add(pa.array(unique))
+        assert not summary.exact
+        assert 4_600 < summary.distinct <= 5_000
