@@ -24,6 +24,7 @@ import pytest
 from recsys.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
+_VALUE = re.compile(r"%[\d.]*[sdefg]")
 ERRORS = {
     "ArtifactError",
     "ConfigError",
@@ -272,15 +273,26 @@ def evaluated_otherwise(folder: Path) -> None:
 
 
 def relabelled(folder: Path) -> None:
-    """Days of which the last was built by another rule for a label."""
-    kept = folder / "kept"
-    shutil.copytree(folder / "data", kept)
-    pipeline("above = 0", "above = 5")(folder)
+    """Days of which the last two were built by another rule for a label."""
+    _rebuilt(folder, pipeline("above = 0", "above = 5"), kept=("2026-10-01", "2026-10-02"))
+
+
+def ruled_otherwise(folder: Path) -> None:
+    """Days of which the first was built without a filter that the others have."""
+    added = add("pipeline.toml", '\n[[filters]]\ncolumn = "user"\nnot_null = true\n')
+    _rebuilt(folder, added, kept=("2026-10-01",))
+
+
+def _rebuilt(folder: Path, change: Change, *, kept: tuple[str, ...]) -> None:
+    """The days built again after a change, but for some that stay as they were."""
+    before = folder / "before"
+    shutil.copytree(folder / "data", before)
+    change(folder)
     built(folder)
-    for day in ("2026-10-01", "2026-10-02"):
+    for day in kept:
         shutil.rmtree(folder / "data" / day)
-        shutil.move(kept / day, folder / "data" / day)
-    shutil.rmtree(kept)
+        shutil.move(before / day, folder / "data" / day)
+    shutil.rmtree(before)
 
 
 JSON_LINES = (pipeline('path = "log.csv"\nformat = "csv"', 'path = "log.jsonl"\nformat = "jsonl"'),)
@@ -1506,6 +1518,16 @@ WARNINGS: list[tuple[str, str, tuple[Change, ...], str]] = [
      "days.missing directory=... range='2026-10-01 to 2026-10-03' days=2026-10-02 hint='not published; build them unless the source has no rows of these days'"),
     ("a version that is damaged", "evaluate run other", (damaged_newest,),
      "publish.fell_back kind=day to=... because=..."),
+    ("a step of a funnel without the one before it", "train experiment.toml other", (cell(1, "paid", "5"), built),
+     "labels.outside_funnel task=buy given=click rows=1 of_positives=... first_row_key=0 hint='buy = 1 where click = 0: the rows train p(buy) and are left out of buy|click; correct the labels by a rule in pipeline.toml, or drop given if one needs no other'"),
+    ("days of several rules", "train experiment.toml other", (ruled_otherwise,),
+     "days.rules_differ directory=... days=2026-10-01,2026-10-02 hint='built by different rules of pipeline.toml; build all of them again unless that is meant'"),
+    ("trees for a task of one class", "baseline experiment.toml other", (pipeline("above = 0", "above = 100"), cell(5, "paid", "500"), built),
+     "baseline.average task=buy... rows=... positives=1 hint='fewer than ... rows of a class: its average is predicted'"),
+    ("widths that the kernels cannot hold", "train experiment.toml other", (schema("brand = { rows = 20, dim = 4 }", "brand = { rows = 20, dim = 6 }"),),
+     "embeddings backend=plain reason='TorchRec needs widths in multiples of 4, not so: brand'"),
+    ("a balance that never comes into play", 'train experiment.toml other --set objective.balance={kind="dwa"}', (),
+     "balance kind=dwa steps=... period=...: weighs by the two periods before, so this training never reweighs; set objective.balance.every or train longer"),
 ]
 # fmt: on
 
@@ -1584,7 +1606,7 @@ ELSEWHERE: dict[str, str] = {
     "recsys/fitting.py: fit: no training rows; check the source, the": "pipelines.build says it first, with its file",
     "recsys/golden.py": DAMAGE,
     "recsys/measures.py": CALLER,
-    "recsys/models/embeddings/lookup.py": DAMAGE,
+    "recsys/models/embeddings/lookup.py": "damage, and an installation without TorchRec",
     "recsys/models/embeddings/torchrec.py": "a table of more than 2^31 rows",
     "recsys/predictions.py": DAMAGE,
     "recsys/publish.py:  bytes, the manifest says ...; the copy is d": DAMAGE,
@@ -1617,12 +1639,18 @@ ELSEWHERE: dict[str, str] = {
 
 
 def sites() -> Iterator[tuple[str, str, str]]:
-    """File, constant text and pattern of every sentence that a module raises, gives as an error, or lists as a problem."""
+    """File, constant text and pattern of every sentence that a module raises, lists as a problem, or warns with."""
     for path in sorted(
         path for room in ("recsys", "pipelines", "serving") for path in (ROOT / room).rglob("*.py")
     ):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            parts = [part for part in _constants(_told(node)) if part.strip(" :;,()'")]
+            told = [
+                part
+                for text in _constants(_told(node))
+                # A warning's values stand in its template.
+                for part in (_VALUE.split(text) if isinstance(node, ast.Call) else [text])
+            ]
+            parts = [part for part in told if part.strip(" :;,()'")]
             if parts:
                 yield (
                     path.relative_to(ROOT).as_posix(),
@@ -1632,7 +1660,13 @@ def sites() -> Iterator[tuple[str, str, str]]:
 
 
 def _told(node: ast.AST) -> ast.expr | None:
-    """The expression of a sentence, where a statement holds one."""
+    """The expression of a sentence, where a node holds one."""
+    if (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "warning"
+    ):
+        return node.args[0]
     if isinstance(node, ast.Raise | ast.Return):
         value = node.exc if isinstance(node, ast.Raise) else node.value
         if (
