@@ -1,6 +1,7 @@
 """Rules about one column: labels, filters and the `where` of a history."""
 
 import datetime
+import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Self
 
@@ -18,6 +19,8 @@ _INT64 = range(-(1 << 63), 1 << 63)
 def _one_value(value: Any) -> Any:
     if not isinstance(value, bool | int | float | str | datetime.date):
         raise ValueError(f"write one text, number, boolean or date, found {_shown(value)}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"write a finite number, found {value}")
     return value
 
 
