@@ -1,5 +1,6 @@
 """One schema with every kind of input, and raw rows for it with nulls, unseen ids, empty and long lists."""
 
+import copy
 import tomllib
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -51,6 +52,19 @@ purchase = { label = "purchased", given = "click" }
 
 def tree() -> dict[str, Any]:
     return tomllib.loads(TOML)
+
+
+def edited(tree: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """A tree with the entry at a dotted path replaced in place, or removed if the value is None."""
+    *parents, last = path.split(".")
+    node = tree
+    for parent in parents:
+        node = node[parent]
+    if value is None:
+        del node[last]
+    else:
+        node[last] = copy.deepcopy(value)
+    return tree
 
 
 def parse(change: dict[str, Any] | None = None) -> Schema:

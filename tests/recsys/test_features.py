@@ -1,6 +1,5 @@
 """The kinds of features in a schema: what they derive, what invalidates data, and the sentence for each mistake."""
 
-import copy
 from typing import Any
 
 import pyarrow as pa
@@ -9,21 +8,13 @@ import pytest
 from recsys.errors import ConfigError
 from recsys.layout import column_sides, dense, encoded_arrow, slots
 from recsys.schema import BucketFeature, DatePartFeature, parse_schema
+from tests import samples
 from tests.every_kind import parse, tree
 
 
 def changed(path: str, value: Any) -> dict[str, Any]:
     """The tree with one entry replaced, or removed if the value is None."""
-    found = tree()
-    *parents, last = path.split(".")
-    node = found
-    for parent in parents:
-        node = node[parent]
-    if value is None:
-        del node[last]
-    else:
-        node[last] = copy.deepcopy(value)
-    return found
+    return samples.edited(tree(), path, value)
 
 
 def test_each_kind_is_a_single_id_a_bag_a_number_or_a_vector() -> None:

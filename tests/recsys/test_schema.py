@@ -1,6 +1,5 @@
 """The schema: what it derives, which changes invalidate data, and the sentence for each mistake."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 from recsys.errors import ConfigError
 from recsys.layout import dense, encoded_arrow, slots
 from recsys.schema import load_schema, parse_schema
+from tests import samples
 from tests.samples import parse, tree
 
 
@@ -166,18 +166,8 @@ MISTAKES: list[tuple[str, dict[str, Any] | None, str]] = [
 def test_each_mistake_is_one_sentence_naming_file_key_and_remedy(
     path: str, value: Any, sentence: str
 ) -> None:
-    changed = tree()
-    *parents, last = path.split(".")
-    node = changed
-    for parent in parents:
-        node = node[parent]
-    if value is None:
-        del node[last]
-    else:
-        node[last] = copy.deepcopy(value)
-
     with pytest.raises(ConfigError) as caught:
-        parse(changed)
+        parse(samples.edited(tree(), path, value))
 
     message = str(caught.value)
     assert message.startswith("schema.toml: ")
