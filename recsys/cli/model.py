@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from recsys.cli.show import AsJson, RunDirectory, show
+from recsys.cli.show import AsJson, Checkpoint, EvaluatedDays, RunDirectory, show
 
 
 def train(
@@ -54,13 +54,8 @@ def _kept(experiment: Path, root: Path, overrides: list[str]) -> str:
 def evaluate(
     run_directory: RunDirectory,
     report: Annotated[Path | None, typer.Argument(help="Default: report, beside the run.")] = None,
-    days: Annotated[
-        str | None,
-        typer.Option(
-            help="A day, a range 2026-10-01:2026-10-03 or a split. Default: the experiment's test."
-        ),
-    ] = None,
-    checkpoint: Annotated[str, typer.Option(help="BEST, CURRENT or a version.")] = "BEST",
+    days: EvaluatedDays = None,
+    checkpoint: Checkpoint = "BEST",
     as_json: AsJson = False,
 ) -> None:
     """Measure a trained model on held-out days: report.json, predictions and a table."""
@@ -74,13 +69,8 @@ def evaluate(
 
 def doctor(
     run_directory: RunDirectory,
-    days: Annotated[
-        str | None,
-        typer.Option(
-            help="A day, a range 2026-10-01:2026-10-03 or a split. Default: the experiment's test."
-        ),
-    ] = None,
-    checkpoint: Annotated[str, typer.Option(help="BEST, CURRENT or a version.")] = "BEST",
+    days: EvaluatedDays = None,
+    checkpoint: Checkpoint = "BEST",
     as_json: AsJson = False,
 ) -> None:
     """Examine a trained model's experts, gates and gradients: what has failed, and what to try."""
@@ -109,12 +99,7 @@ def baseline(
     report: Annotated[
         Path | None, typer.Argument(help="Default: baseline, beside the experiment file.")
     ] = None,
-    days: Annotated[
-        str | None,
-        typer.Option(
-            help="A day, a range 2026-10-01:2026-10-03 or a split. Default: the experiment's test."
-        ),
-    ] = None,
+    days: EvaluatedDays = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", help="Override a value, such as train.seed=1.", show_default=False),
@@ -133,7 +118,7 @@ def baseline(
 def export(
     run_directory: RunDirectory,
     bundle: Annotated[Path | None, typer.Argument(help="Default: bundle, beside the run.")] = None,
-    checkpoint: Annotated[str, typer.Option(help="BEST, CURRENT or a version.")] = "BEST",
+    checkpoint: Checkpoint = "BEST",
     name: Annotated[str, typer.Option(help="The model's name in requests.")] = "default",
     rows: Annotated[
         Path | None,

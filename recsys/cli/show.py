@@ -13,6 +13,14 @@ Pipeline = Annotated[
     Path, typer.Argument(help="pipeline.toml: how raw files become rows.", show_default=False)
 ]
 RunDirectory = Annotated[Path, typer.Argument(help="The run's directory.", show_default=False)]
+EvaluatedDays = Annotated[
+    str | None,
+    typer.Option(
+        "--days",
+        help="A day, a range 2026-10-01:2026-10-03 or a split. Default: the experiment's test.",
+    ),
+]
+Checkpoint = Annotated[str, typer.Option("--checkpoint", help="BEST, CURRENT or a version.")]
 RawFiles = Annotated[
     list[Path],
     typer.Argument(
