@@ -3,7 +3,6 @@
 A dtype is proposed only if every value in the sample can be converted to it as the pipeline will convert it.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -144,9 +143,3 @@ def _nulled(text: pa.Array, tokens: Sequence[str]) -> pa.Array:
         return text
     null = pc.is_in(text, value_set=pa.array(tokens, pa.string()))
     return pc.if_else(null, pa.scalar(None, pa.string()), text)
-
-
-def is_decimal_comma(text: pa.Array) -> bool:
-    """Whether numbers are written with a comma, as in 1,5."""
-    filled = pc.drop_null(text.unique())
-    return bool(len(filled)) and re.fullmatch(r"-?\d+,\d+", filled[0].as_py() or "") is not None
