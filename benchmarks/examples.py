@@ -9,11 +9,8 @@ files is kept, so a second call goes on where the first stopped. `--table` write
 """
 
 import hashlib
-import importlib.metadata
 import json
 import logging
-import os
-import platform
 import shutil
 import sys
 import time
@@ -24,33 +21,19 @@ from typing import Annotated
 
 import typer
 from examples_table import EXAMPLES, PAGE, RECORDS, Record, render
+from measured import auc_differences, entry_numbers, versions, write_record
 
 from pipelines.build import build, fit
 from recsys.baseline.baseline import baseline
-from recsys.compare import delong_difference
 from recsys.errors import UserError, nearest
 from recsys.evaluation.evaluate import evaluate
 from recsys.experiment import Experiment, load_experiment
-from recsys.predictions import aligned, read_predictions
-from recsys.publish import resolve
-from recsys.report import KIND, PREDICTIONS, BinaryMetrics, Entry, Report, read_report
+from recsys.report import Report
 from recsys.training.trainer import train
 
 logger = logging.getLogger("recsys.benchmarks.examples")
 
 TOML_FILES = ("schema.toml", "pipeline.toml", "experiment.toml")
-_LIBRARIES = ("lightgbm", "numpy", "pyarrow", "torch", "torchrec")
-_BINARY = (
-    "rows",
-    "positives",
-    "auc",
-    "auc_standard_error",
-    "auc_standard_error_by_group",
-    "log_loss",
-    "normalized_entropy",
-    "predicted_over_observed",
-)
-_REGRESSION = ("rows", "rmse", "mae", "r2")
 
 
 @dataclass(frozen=True)
@@ -147,28 +130,10 @@ def _measure_seed(example: Example, seed: int, seeds: int) -> None:
     started = time.process_time()
     train(experiment, run)
     measured = evaluate(run, report).report
-    compared = _minus_trees(report, trees)
+    compared = auc_differences(report, trees)
     _write_record(example, "model", seed, measured, grown.rows_total, started, compared)
     gaps = " ".join(f"{name} {item['difference']:+.4f}" for name, item in compared.items())
     typer.echo(f"{example.name}, seed {seed + 1} of {seeds}: AUC minus trees: {gaps}")
-
-
-def _minus_trees(report: Path, trees: Path) -> dict[str, dict[str, float]]:
-    """The paired difference in AUC by binary entry, with the larger of its two standard errors."""
-    found: dict[str, dict[str, float]] = {}
-    folders = [resolve(path, kind=KIND).path / PREDICTIONS for path in (report, trees)]
-    for entry in read_report(report).entries:
-        if not isinstance(entry, BinaryMetrics):
-            continue
-        rows = aligned(*(read_predictions(folder, entry.name) for folder in folders))
-        difference = delong_difference(*rows)
-        if difference is None:
-            continue
-        errors = (difference.standard_error, difference.standard_error_by_group or 0.0)
-        found[entry.name] = _rounded(
-            {"difference": difference.difference, "standard_error": max(errors)}
-        )
-    return found
 
 
 def _write_record(
@@ -190,33 +155,12 @@ def _write_record(
         "parameters": report.model.parameters,
         "steps": report.model.step,
         "cpu_seconds": round(time.process_time() - started, 1),
-        "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in _LIBRARIES},
-        "entries": {entry.name: _entry(entry) for entry in report.entries},
+        "versions": versions(),
+        "entries": {entry.name: entry_numbers(entry) for entry in report.entries},
     }
     if kind == "model":
         record["minus_trees"] = minus_trees
-    file = _record_file(example.name, kind, seed)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    # A record is there as a whole or not at all: what is there is not measured again.
-    draft = file.with_suffix(".draft")
-    draft.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    os.replace(draft, file)
-
-
-def _entry(entry: Entry) -> dict[str, float | None]:
-    """The metrics of a report's entry that a record keeps."""
-    if isinstance(entry, BinaryMetrics):
-        gauc = {"gauc": entry.gauc.value if entry.gauc else None}
-        return _rounded({name: getattr(entry, name) for name in _BINARY} | gauc)
-    return _rounded({name: getattr(entry, name) for name in _REGRESSION})
-
-
-def _rounded(values: dict[str, float | None]) -> dict[str, float | None]:
-    return {
-        name: round(value, 6) if isinstance(value, float) else value
-        for name, value in values.items()
-    }
+    write_record(_record_file(example.name, kind, seed), record)
 
 
 def _record_file(name: str, kind: str, seed: int) -> Path:

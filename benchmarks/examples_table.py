@@ -5,7 +5,6 @@ versions, no data and no paths. `examples/<example>/reference.toml` names figure
 """
 
 import json
-import math
 import statistics
 import tomllib
 from collections.abc import Iterable
@@ -13,16 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from estimates import markdown, over_seeds, paired
+
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
 RECORDS = ROOT / "benchmarks" / "records" / "examples"
 PAGE = ROOT / "docs" / "examples.md"
 
 Record = dict[str, Any]
-
-# Two-sided 95 % quantiles of Student's t by degrees of freedom.
-_STUDENT_T = (math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-_NORMAL = 1.96
+_WORDS = ("example", "task")
 
 _INTRODUCTION = """\
 # The examples, measured
@@ -56,17 +54,6 @@ python benchmarks/examples.py --table           # write this page from the recor
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A mean and the half width of its 95 % interval; NaN where one value alone tells nothing of it."""
-
-    mean: float
-    reach: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:.4f}" + ("" if math.isnan(self.reach) else f" ± {self.reach:.4f}")
-
-
-@dataclass(frozen=True)
 class Figure:
     """A figure from elsewhere."""
 
@@ -89,41 +76,17 @@ def read_figures(example: str, examples: Path = EXAMPLES) -> list[Figure]:
     return [Figure(example, **item) for item in tomllib.loads(file.read_text())["figures"]]
 
 
-def over_seeds(values: list[float]) -> Estimate:
-    """The mean of one value a seed, and how far the choice of seeds may have moved it."""
-    if len(values) < 2:
-        return Estimate(statistics.fmean(values), math.nan)
-    error = statistics.stdev(values) / math.sqrt(len(values))
-    return Estimate(statistics.fmean(values), _quantile(len(values) - 1) * error)
-
-
-def paired(differences: list[Record]) -> Estimate:
-    """The mean paired difference, its interval covering test rows and seeds.
-
-    All seeds are measured on the same rows, so their sampling errors are taken as one: their mean does not shrink
-    with the number of seeds.
-    """
-    values = [item["difference"] for item in differences]
-    rows = statistics.fmean(item["standard_error"] for item in differences)
-    reach = _NORMAL * rows
-    if len(values) > 1:
-        reach = math.hypot(reach, over_seeds(values).reach)
-    return Estimate(statistics.fmean(values), reach)
-
-
-def _quantile(freedom: int) -> float:
-    return _STUDENT_T[freedom] if freedom < len(_STUDENT_T) else _NORMAL
-
-
 def render(records: Path = RECORDS, examples: Path = EXAMPLES) -> str:
     """The whole page. Examples without a model's record are left out; there must be one."""
     names = sorted({file.parent.name for file in records.glob("*/model-*.json")})
     measured = {name: read_records(name, records) for name in names}
     figures = [figure for name in names for figure in read_figures(name, examples)]
     binary, regression = _rows(measured, figures, "auc"), _rows(measured, figures, "rmse")
-    blocks = [_INTRODUCTION, "## AUC\n\n" + _table(binary)]
+    blocks = [_INTRODUCTION, "## AUC\n\n" + markdown(binary, left=_WORDS)]
     if regression:
-        blocks.append("## Regression, by root mean squared error\n\n" + _table(regression))
+        blocks.append(
+            "## Regression, by root mean squared error\n\n" + markdown(regression, left=_WORDS)
+        )
     blocks.append("## What it took\n\n" + _cost_table(measured))
     if figures:
         blocks.append("## Figures from elsewhere\n\n" + "".join(map(_figure_line, figures)))
@@ -142,10 +105,9 @@ def _rows(
             if first.get(metric) is None:
                 continue
             rows.append(
-                # Markdown would end the cell at the bar of `purchase|cart`.
                 {
                     "example": f"[{example}](../examples/{example}/README.md)",
-                    "task": entry.replace("|", "\\|"),
+                    "task": entry,
                 }
                 | {"test rows": f"{first['rows']:,}"}
                 | ({"positives": f"{first['positives']:,}"} if metric == "auc" else {})
@@ -161,9 +123,7 @@ def _paired_cell(models: list[Record], entry: str) -> str:
     found = [item["minus_trees"][entry] for item in models if entry in item["minus_trees"]]
     if not found:
         return ""
-    estimate = paired(found)
-    text = f"{estimate.mean:+.4f} ± {estimate.reach:.4f}"
-    return f"**{text}**" if abs(estimate.mean) > estimate.reach else text
+    return paired(found).as_difference()
 
 
 def _elsewhere(figures: Iterable[Figure], example: str, entry: str) -> str:
@@ -192,12 +152,4 @@ def _cost_table(measured: dict[str, list[Record]]) -> str:
                 "CPU seconds the trees": f"{of_trees:,.0f}",
             }
         )
-    return _table(rows)
-
-
-def _table(rows: list[dict[str, str]]) -> str:
-    header = list(rows[0])
-    left = {"example", "task"}
-    lines = [header, ["---" if name in left else "---:" for name in header]]
-    lines += [list(row.values()) for row in rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return markdown(rows, left=_WORDS)

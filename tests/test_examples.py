@@ -1,31 +1,16 @@
 """The page about the examples says what the records say, and its intervals are what it claims."""
 
-import importlib.util
 import json
 import math
-import sys
 from pathlib import Path
-from types import ModuleType
 
+import estimates
+import examples_table as table
 import numpy as np
 import pytest
 from scipy.stats import t as student
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def _module() -> ModuleType:
-    file = ROOT / "benchmarks" / "examples_table.py"
-    spec = importlib.util.spec_from_file_location("examples_table", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["examples_table"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-table = _module()
 
 
 def test_the_page_is_what_the_records_generate() -> None:
@@ -44,16 +29,16 @@ def test_an_interval_over_seeds_is_students() -> None:
     low, high = student.interval(
         0.95, len(values) - 1, np.mean(values), np.std(values, ddof=1) / math.sqrt(len(values))
     )
-    found = table.over_seeds(values)
+    found = estimates.over_seeds(values)
     assert (found.mean - found.reach, found.mean + found.reach) == pytest.approx((low, high), 1e-4)
-    assert str(table.over_seeds([0.5])) == "0.5000"
+    assert str(estimates.over_seeds([0.5])) == "0.5000"
 
 
 def test_more_seeds_do_not_shrink_the_interval_below_that_of_the_rows() -> None:
     same = [{"difference": 0.01, "standard_error": 0.004}] * 5
-    assert table.paired(same).reach == pytest.approx(1.96 * 0.004)
+    assert estimates.paired(same).reach == pytest.approx(1.96 * 0.004)
     spread = [{"difference": 0.01 * n, "standard_error": 0.004} for n in range(5)]
-    assert table.paired(spread).reach > table.over_seeds([0.01 * n for n in range(5)]).reach
+    assert estimates.paired(spread).reach > estimates.over_seeds([0.01 * n for n in range(5)]).reach
 
 
 def test_a_difference_is_bold_where_its_interval_leaves_out_0(tmp_path: Path) -> None:
