@@ -56,7 +56,7 @@ def data(rows: int, tasks: int) -> tuple[Schema, Batch]:
 def step_of(kind: str, schema: Schema, batch: Batch) -> Callable[[], None]:
     """One training step of a fresh model under a method."""
     model = build_model(schema, ModelConfig(), seed=0).train()
-    objective = build_objective(schema, {})
+    objective = build_objective(schema, ObjectiveConfig())
     forward = Forward(model, objective, precision="float32")
     balance = build_balance(
         ObjectiveConfig.parse({"balance": {"kind": kind}}, where="objective").balance,

@@ -18,7 +18,7 @@ from recsys.balancing import BalanceConfig, NoBalance
 from recsys.config import Config, read_toml
 from recsys.day_names import DayNames, names_in
 from recsys.errors import ConfigError, nearest
-from recsys.models import ModelConfig
+from recsys.models import ModelConfig, heads
 from recsys.schema import Schema, load_schema, parse_schema
 
 
@@ -58,10 +58,14 @@ class DataConfig(Config):
 
 
 class ObjectiveConfig(Config):
-    """Weight of each task's loss in the sum, 1 for a task that is not named, and what balances tasks beyond that."""
+    """Weight of each task's loss in the sum, 1 for a task that is not named, and what balances tasks beyond that.
+
+    `order_penalty` is the factor on how far a task with `given` is likelier than its parent.
+    """
 
     weights: dict[str, Annotated[float, Field(ge=0)]] = {}
     balance: BalanceConfig = NoBalance()
+    order_penalty: float = Field(default=0.0, ge=0)
 
 
 class OptimizerConfig(Config):
@@ -150,6 +154,7 @@ class Experiment(Config):
             raise ConfigError(
                 "objective.weights: every task weighs 0, so nothing would be learned; raise one"
             )
+        self._check_order_penalty(schema)
         self._check_references(schema)
 
     def resolved(self, directory: Path) -> "Experiment":
@@ -172,6 +177,21 @@ class Experiment(Config):
             for key in sorted(mine.keys() | theirs.keys())
             if mine.get(key) != theirs.get(key)
         )
+
+    def _check_order_penalty(self, schema: Schema) -> None:
+        if self.objective.order_penalty == 0:
+            return
+        if all(task.given is None for task in schema.tasks.values()):
+            raise ConfigError(
+                "objective.order_penalty: no task has given, so there is no order to keep; "
+                "name each step's parent under [tasks], or take order_penalty out"
+            )
+        kind = self.model.heads.kind
+        if heads[kind].keeps_order:
+            raise ConfigError(
+                f'objective.order_penalty: with model.heads of kind = "{kind}" no task can be likelier than the one it '
+                'is given, so there is nothing to penalise; take order_penalty out, or take kind = "aitm"'
+            )
 
     def _check_references(self, schema: Schema) -> None:
         for task, column in self.evaluation.reference.items():

@@ -6,7 +6,7 @@ Axes: **B** rows, **N** candidates, **T** tasks, **U** users, **I** input width,
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor, nn
 
@@ -35,7 +35,9 @@ class Mixing(Protocol):
 
 
 class Heads(Protocol):
-    """[N, T, H] to logits [N, T]."""
+    """[N, T, H] to logits [N, T]. Where they `keeps_order`, no task is ever likelier than the one it is `given`."""
+
+    keeps_order: ClassVar[bool]
 
     def __call__(self, x_NTH: Tensor) -> Tensor: ...
 

@@ -134,7 +134,7 @@ class Training:
         self.total_steps = steps if settings.steps is None else min(steps, settings.steps)
         self.model = new_model(run, self.device)
         require_batch_rows(self.model.program, experiment.data.batch_size)
-        objective = build_objective(run.schema, experiment.objective.weights).to(self.device)
+        objective = build_objective(run.schema, experiment.objective).to(self.device)
         self.forward = Forward(self.model, objective, precision=settings.precision)
         self.balance = build_balance(
             experiment.objective.balance,

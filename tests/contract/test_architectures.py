@@ -249,6 +249,18 @@ def test_every_registered_architecture_describes_itself() -> None:
     assert all(item.summary.endswith(".") and item.source.startswith("recsys.") for item in found)
 
 
+@pytest.mark.parametrize("kind", registries["heads"])
+def test_heads_keep_a_funnels_order_if_they_say_so(kind: str) -> None:
+    model = Case("heads", kind).model().eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.program.parameters():
+            parameter.normal_(std=0.5, generator=generator)
+    click_B, purchase_B, _ = model(batch(64)).unbind(1)
+    # What may be out of order is so under some parameters: else the penalty on it would be refused for nothing.
+    assert bool((purchase_B <= click_B).all()) == registries["heads"][kind].keeps_order
+
+
 @pytest.mark.parametrize("kind", registries["mixing"])
 def test_equal_inputs_for_all_tasks_equal_the_one_input(kind: str) -> None:
     mixing = Case("mixing", kind).model().eval().program.mixing

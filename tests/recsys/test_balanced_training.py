@@ -9,7 +9,7 @@ from torch import Tensor
 
 from recsys.days import open_days
 from recsys.errors import ConfigError, TrainingError
-from recsys.experiment import load_experiment
+from recsys.experiment import ObjectiveConfig, load_experiment
 from recsys.feed import in_order
 from recsys.models import ModelConfig, build_model
 from recsys.training.forward import Forward
@@ -165,7 +165,7 @@ def test_a_repeated_loss_is_the_same_and_leaves_no_trace(data: SmallData) -> Non
     model = build_model(data.schema, ModelConfig.parse(tree, where="model"), seed=0).train()
     days = open_days(data.directory, ["2026-01-01"], encoder=data.encoder)
     batch = next(in_order(days, batch_size=100)).batch
-    forward = Forward(model, build_objective(data.schema, {}), precision="float32")
+    forward = Forward(model, build_objective(data.schema, ObjectiveConfig()), precision="float32")
     repeat = forward.repeat(batch)
     first = forward.loss(batch)
     kept = {name: item.clone() for name, item in model.program.named_buffers()}

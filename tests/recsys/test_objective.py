@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from recsys.errors import ConfigError
+from recsys.experiment import ObjectiveConfig
 from recsys.training.objective import Objective, build_objective, mean_by_task
 from tests.recsys.small_data import small_schema
 
@@ -93,11 +94,11 @@ def test_loss_of_bf16_logits_is_computed_in_float32() -> None:
 
 
 def test_weights_come_by_task_name() -> None:
-    objective = build_objective(small_schema(), {"purchase": 3.0})
+    objective = build_objective(small_schema(), ObjectiveConfig(weights={"purchase": 3.0}))
     assert objective.task_weights_T.tolist() == [1.0, 3.0, 1.0]
     assert objective.regression_index.tolist() == [2]
     with pytest.raises(ConfigError, match="did you mean 'purchase'"):
-        build_objective(small_schema(), {"purchas": 3.0})
+        build_objective(small_schema(), ObjectiveConfig(weights={"purchas": 3.0}))
 
 
 def test_the_mean_over_batches_is_that_of_their_rows_together() -> None:

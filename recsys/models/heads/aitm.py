@@ -4,7 +4,7 @@ Axes: **B** rows, **T** tasks, **H** width of a representation, **V** the two va
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +26,8 @@ class AITM(nn.Module):
     attention's projections h are shared by all steps: shares softmax(<h_1(u), h_2(u)> / sqrt(H)) of the values h_3(u).
 
     No product of probabilities: a task's own logit is its joint one, of its label on every row where that is observed.
-    Nothing holds it at or below its parent's but the labels; the paper's penalty on the order of predictions is not
-    here, since losses live outside of models. A server holds a child's probability at its parent's, and reports hold
-    the conditional one just below 1.
+    Nothing holds it at or below its parent's but the labels and the objective's `order_penalty`, the paper's. A server
+    holds a child's probability at its parent's, and reports hold the conditional one just below 1.
 
     Raises ConfigError where no task has `given`.
     """
@@ -39,6 +38,8 @@ class AITM(nn.Module):
         kind: Literal["aitm"] = "aitm"
         hidden: Hidden = Field(default=(64,), min_length=1)
         dropout: float = Field(default=0.0, ge=0, lt=1)
+
+    keeps_order: ClassVar[bool] = False
 
     def __init__(self, config: Config, *, width: int, tasks: Mapping[str, Task]) -> None:
         super().__init__()

@@ -5,7 +5,7 @@ Axes: **B** rows, **T** tasks, **H** width of a representation.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -32,6 +32,8 @@ class Towers(nn.Module):
         kind: Literal["towers"] = "towers"
         hidden: Hidden = (64,)
         dropout: float = Field(default=0.0, ge=0, lt=1)
+
+    keeps_order: ClassVar[bool] = True
 
     def __init__(self, config: Config, *, width: int, tasks: Mapping[str, Task]) -> None:
         super().__init__()
