@@ -14,6 +14,8 @@ from recsys import config
 
 # Widths of an MLP's layers.
 Hidden = tuple[Annotated[int, Field(ge=1)], ...]
+# Levels of experts, each of one layer at least.
+Levels = Annotated[tuple[Annotated[Hidden, Field(min_length=1)], ...], Field(min_length=1)]
 
 
 class StageConfig(config.Config):

@@ -275,17 +275,20 @@ def test_residual_weights_start_within_the_inverse_root_of_a_units_experts() -> 
 
 @pytest.mark.parametrize("stage", [PLE, AdaTT])
 def test_wrong_task_experts_are_named(stage: type) -> None:
-    kind = stage.__name__.lower()
     for options, message in (
         ({"task_experts": {"a": 1, "b": 1}}, "leaves out task 'c'"),
         ({"task_experts": {"a": 1, "b": 1, "cc": 1}}, r"'cc', which the schema does not have.*'c'"),
-        ({"task_experts": {"a": 1, "b": 1, "c": -1}}, "of 'c' is -1"),
         ({"task_experts": 0, "shared_experts": 0}, "task 'a' has no expert of its own"),
     ):
-        with pytest.raises(ConfigError, match=rf"model.mixing \({kind}\).*{message}"):
+        with pytest.raises(ConfigError, match=rf"^model.mixing.*{message}"):
             built(stage, **options)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="must be at least 0"):
-        built(stage, shared_experts=-1)
+    for options in (
+        {"task_experts": {"a": 1, "b": 1, "c": -1}},
+        {"task_experts": -1},
+        {"shared_experts": -1},
+    ):
+        with pytest.raises(ConfigError, match="must be at least 0, found -1"):
+            built(stage, **options)  # type: ignore[arg-type]
 
 
 def test_own_inputs_reach_own_streams() -> None:

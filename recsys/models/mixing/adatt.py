@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from recsys.models.experts import ExpertBank
 from recsys.models.gates import SelectiveGates, mix, with_shared
-from recsys.models.mixing.ple import Groups, TaskExperts, expert_groups
+from recsys.models.groups import Groups, TaskExperts, expert_groups
 from recsys.models.probe import Watched
-from recsys.models.stages import Hidden, StageConfig
+from recsys.models.stages import Levels, StageConfig
 
 
 class AdaTT(nn.Module):
@@ -32,13 +32,13 @@ class AdaTT(nn.Module):
         kind: Literal["adatt"] = "adatt"
         task_experts: TaskExperts = 2
         shared_experts: int = Field(default=0, ge=0)
-        levels: tuple[Hidden, ...] = Field(default=((256,), (128,)), min_length=1)
+        levels: Levels = ((256,), (128,))
         expert_dropout: float = Field(default=0.0, ge=0, lt=1)
         native_residual: bool = True
 
     def __init__(self, config: Config, *, width: int, tasks: Sequence[str]) -> None:
         super().__init__()
-        groups = expert_groups(config.task_experts, config.shared_experts, tasks, "adatt")
+        groups = expert_groups(config.task_experts, config.shared_experts, tasks)
         self.levels = nn.ModuleList()
         for level, hidden in enumerate(config.levels):
             last = level == len(config.levels) - 1
@@ -77,7 +77,7 @@ class AdaTT(nn.Module):
     @staticmethod
     def parameter_count(config: Config, *, width: int, tasks: Sequence[str]) -> int:
         """A level of input width d: M * M(d; hidden) + U * (d + 1) * M, and v of the fusing units."""
-        groups = expert_groups(config.task_experts, config.shared_experts, tasks, "adatt")
+        groups = expert_groups(config.task_experts, config.shared_experts, tasks)
         total = 0
         for level, hidden in enumerate(config.levels):
             fusing = _fusing(groups, last=level == len(config.levels) - 1)

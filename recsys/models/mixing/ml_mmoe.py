@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from recsys.models.experts import ExpertBank
 from recsys.models.gates import Gates, mix, shared_input
 from recsys.models.probe import Watched
-from recsys.models.stages import Hidden, StageConfig
+from recsys.models.stages import Levels, StageConfig
 
 
 class MultiLevelMMoE(nn.Module):
@@ -25,7 +25,7 @@ class MultiLevelMMoE(nn.Module):
 
         kind: Literal["ml_mmoe"] = "ml_mmoe"
         experts: int = Field(default=4, ge=1)
-        levels: tuple[Hidden, ...] = Field(default=((256,), (128,)), min_length=1)
+        levels: Levels = ((256,), (128,))
         expert_dropout: float = Field(default=0.0, ge=0, lt=1)
 
     def __init__(self, config: Config, *, width: int, tasks: Sequence[str]) -> None:

@@ -1,47 +1,16 @@
 """PLE and CGC: experts of a task's own beside shared ones, in levels (Tang et al., RecSys 2020)."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field
 from torch import Tensor, nn
 
-from recsys.errors import ConfigError, nearest
 from recsys.models.experts import ExpertBank
 from recsys.models.gates import SelectiveGates, mix, with_shared
+from recsys.models.groups import Groups, TaskExperts, expert_groups
 from recsys.models.probe import Watched
-from recsys.models.stages import Hidden, StageConfig
-
-TaskExperts = int | dict[str, int]
-
-
-@dataclass(frozen=True)
-class Groups:
-    """Who owns which expert of a level: experts of each task in the tasks' order, then the shared ones."""
-
-    names: tuple[str, ...]
-    sizes: tuple[int, ...]
-
-    @property
-    def experts(self) -> int:
-        return sum(self.sizes)
-
-    @property
-    def owners(self) -> tuple[int, ...]:
-        """The group of each expert."""
-        return tuple(group for group, size in enumerate(self.sizes) for _ in range(size))
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The name of each expert's group."""
-        return tuple(self.names[group] for group in self.owners)
-
-    def members(self, group: int) -> tuple[int, ...]:
-        """The experts of a group."""
-        start = [0, *accumulate(self.sizes)][group]
-        return tuple(range(start, start + self.sizes[group]))
+from recsys.models.stages import Hidden, Levels, StageConfig
 
 
 class PLE(nn.Module):
@@ -61,12 +30,12 @@ class PLE(nn.Module):
         kind: Literal["ple"] = "ple"
         task_experts: TaskExperts = 2
         shared_experts: int = Field(default=2, ge=0)
-        levels: tuple[Hidden, ...] = Field(default=((256,), (128,)), min_length=1)
+        levels: Levels = ((256,), (128,))
         expert_dropout: float = Field(default=0.0, ge=0, lt=1)
 
     def __init__(self, config: Config, *, width: int, tasks: Sequence[str]) -> None:
         super().__init__()
-        self.groups = expert_groups(config.task_experts, config.shared_experts, tasks, "ple")
+        self.groups = expert_groups(config.task_experts, config.shared_experts, tasks)
         self.tasks = len(tasks)
         self.banks = nn.ModuleList()
         self.gates = nn.ModuleList()
@@ -113,7 +82,7 @@ class PLE(nn.Module):
     @staticmethod
     def parameter_count(config: Config, *, width: int, tasks: Sequence[str]) -> int:
         """A level of input width d: M experts * M(d; hidden) + d * (choices of the tasks' gates and the shared one)."""
-        groups = expert_groups(config.task_experts, config.shared_experts, tasks, "ple")
+        groups = expert_groups(config.task_experts, config.shared_experts, tasks)
         total = 0
         for level, hidden in enumerate(config.levels):
             choices = _choices(groups, last=level == len(config.levels) - 1)
@@ -151,35 +120,6 @@ class CGC(nn.Module):
     def parameter_count(config: Config, *, width: int, tasks: Sequence[str]) -> int:
         """(T * n + s) * M(I; expert_hidden) + T * I * (n + s)."""
         return PLE.parameter_count(_one_level(config), width=width, tasks=tasks)
-
-
-def expert_groups(
-    task_experts: TaskExperts, shared_experts: int, tasks: Sequence[str], kind: str
-) -> Groups:
-    """The groups that a section asks for. Raises ConfigError where a task has no expert to read, or is not one."""
-    where = f"model.mixing ({kind})"
-    counts: Mapping[str, int] = (
-        dict.fromkeys(tasks, task_experts) if isinstance(task_experts, int) else task_experts
-    )
-    for name, count in counts.items():
-        if name not in tasks:
-            raise ConfigError(
-                f"{where}: task_experts names task {name!r}, which the schema does not have{nearest(name, tasks)}"
-            )
-        if count < 0:
-            raise ConfigError(
-                f"{where}: task_experts of {name!r} is {count}; give 0 or more experts"
-            )
-    for task in tasks:
-        if task not in counts:
-            raise ConfigError(
-                f"{where}: task_experts leaves out task {task!r}; give every task its number, 0 for none"
-            )
-        if counts[task] + shared_experts == 0:
-            raise ConfigError(
-                f"{where}: task {task!r} has no expert of its own and shared_experts is 0; give it at least one"
-            )
-    return Groups((*tasks, "shared"), (*(counts[task] for task in tasks), shared_experts))
 
 
 def _choices(groups: Groups, *, last: bool) -> list[tuple[int, ...]]:
