@@ -58,9 +58,10 @@ def markdown(rows: Sequence[Mapping[str, str]], *, left: Sequence[str] = ()) -> 
     """A Markdown table; columns named in `left` hold words, the others numbers."""
     header = list(rows[0])
     lines = [header, ["---" if name in left else "---:" for name in header]]
+    lines += [list(row.values()) for row in rows]
     # Markdown would end the cell at the bar of `purchase|cart`.
-    lines += [[value.replace("|", "\\|") for value in row.values()] for row in rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    shown = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    return "".join(f"| {' | '.join(line)} |\n" for line in shown)
 
 
 def _quantile(freedom: int) -> float:

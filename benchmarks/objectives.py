@@ -15,17 +15,14 @@ from collections.abc import Callable
 import numpy as np
 import pyarrow as pa
 import torch
+from steps import training_step
 
 from recsys.batch import Batch, from_encoded
-from recsys.experiment import ObjectiveConfig, OptimizerConfig
+from recsys.experiment import ObjectiveConfig
 from recsys.fitting import fit
-from recsys.models import ModelConfig, build_model
+from recsys.models import ModelConfig
 from recsys.models.precision import use_fast_float32
 from recsys.schema import Schema
-from recsys.training.balancing import build_balance
-from recsys.training.forward import Forward
-from recsys.training.objective import build_objective
-from recsys.training.optim import Optimizer
 
 KINDS = ("none", "uncertainty", "dwa", "gradnorm", "pcgrad", "cagrad", "config", "famo")
 FEATURES, IDS, WIDTH = 26, 10_000, 16
@@ -55,30 +52,8 @@ def data(rows: int, tasks: int) -> tuple[Schema, Batch]:
 
 def step_of(kind: str, schema: Schema, batch: Batch) -> Callable[[], None]:
     """One training step of a fresh model under a method."""
-    model = build_model(schema, ModelConfig(), seed=0).train()
-    objective = build_objective(schema, ObjectiveConfig())
-    forward = Forward(model, objective, precision="float32")
-    balance = build_balance(
-        ObjectiveConfig.parse({"balance": {"kind": kind}}, where="objective").balance,
-        model.program,
-        task_weights_T=objective.task_weights_T,
-        steps_per_epoch=1,
-        total_steps=1_000,
-        seed=0,
-    )
-    optimizer = Optimizer(
-        model.program.named_parameters(), model.embeddings, config=OptimizerConfig(), total_steps=1
-    )
-
-    def step() -> None:
-        optimizer.before_backward(0)
-        repeat = forward.repeat(batch)
-        loss = forward.loss(batch)
-        balance.backward(loss, 0)
-        optimizer.after_backward(0)
-        balance.after_step(loss, 0, repeat)
-
-    return step
+    objective = ObjectiveConfig.parse({"balance": {"kind": kind}}, where="objective")
+    return training_step(schema, batch, ModelConfig(), objective)
 
 
 def measure(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
