@@ -40,7 +40,7 @@ NUMBERS = 20
 # Ids of each categorical column.
 BUCKETS = (16, 16, 16, 16, 32, 32, 32, 32, 64, 64, 64, 64, 128, 128, 128, 128)
 # Rows of each split, as shares of the training rows.
-SPLITS = {"train": 1.0, "validation": 0.2, "test": 0.5}
+SPLITS = {"train": 1.0, "validation": 0.2, "test": 0.75}
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +78,7 @@ class World:
     buckets: tuple[Buckets, ...]
 
 
-def write(folder: Path, *, rows: int = 100_000, seed: int = 0) -> None:
+def write(folder: Path, *, rows: int = 60_000, seed: int = 0) -> None:
     """Write `rows.parquet` of `rows` training rows and a fifth and half as many of validation and test."""
     made = world(seed)
     tables = [
@@ -190,7 +190,7 @@ def _rows(made: World, split: str, rows: int, rng: np.random.Generator) -> pa.Ta
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--rows", type=int, default=100_000, help="training rows")
+    parser.add_argument("--rows", type=int, default=60_000, help="training rows")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     write(options.folder, rows=options.rows, seed=options.seed)
