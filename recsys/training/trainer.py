@@ -28,6 +28,7 @@ from recsys.evaluation.experts import headlines
 from recsys.evaluation.metrics import evaluate_tasks
 from recsys.experiment import Experiment, load_experiment
 from recsys.feed import START, Feed
+from recsys.memory import keep_freed_memory
 from recsys.models.experts import require_batch_rows
 from recsys.models.precision import use_fast_float32
 from recsys.run import (
@@ -278,6 +279,7 @@ def _fit(run: RunDirectory) -> FinishedRun:
     settings = run.experiment.train
     torch.set_num_threads(choose_threads(settings.threads))
     use_fast_float32(choose_device(settings.device))
+    keep_freed_memory()
     training = Training(run)
     logger.info(
         "train start step=%d/%d rows=%d batches_per_epoch=%d threads=%d device=%s",
