@@ -197,10 +197,10 @@ def _walk(
     sections: list[type[BaseModel]] = [cls]
     names_an_entry = is_leaf = False
     for step in location:
-        part = str(step)
+        part = step if isinstance(step, str) else f"[{step}]"
         if names_an_entry:
             # Below a mapping or an array stands a name or a number of the user's, whatever it reads like.
-            stated.append(part if isinstance(step, str) else f"[{part}]")
+            stated.append(part)
             names_an_entry = False
             continue
         chosen = [item for item in sections if _is_kind(item, part)]

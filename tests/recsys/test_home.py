@@ -196,7 +196,7 @@ def test_homes_inputs_a_task_enter_as_means_over_categories() -> None:
     ("groups", "message"),
     [
         ({"x": ["a", "b"]}, "leave out task 'c'"),
-        ({"x": ["a", "b"], "y": ["b", "c"]}, "task 'b' is in 'x' and in 'y'"),
+        ({"x": ["a", "b"], "y": ["b", "c"]}, "task 'b' twice, in 'x' and in 'y'"),
         ({"x": ["a", "b", "cc"]}, r"names task 'cc', which the schema does not have.*'c'"),
         ({"x": ["a", "b", "c"], "y": []}, r"groups.y is empty"),
     ],

@@ -291,6 +291,15 @@ def test_wrong_task_experts_are_named(stage: type) -> None:
             built(stage, **options)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("stage", [PLE, AdaTT])
+def test_tasks_without_experts_of_their_own_share_all(stage: type) -> None:
+    mixing = built(stage, task_experts=0, shared_experts=2)
+    x_BTH = mixing(inputs())
+    assert x_BTH.shape[:2] == (7, 3)
+    x_BTH.sum().backward()
+    assert all(parameter.grad is not None for parameter in mixing.parameters())
+
+
 def test_own_inputs_reach_own_streams() -> None:
     x_BTI = inputs(7, 3, WIDTH)
     level = built(CGC, task_experts=1, shared_experts=1, expert_hidden=[6]).level

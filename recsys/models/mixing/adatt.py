@@ -119,11 +119,13 @@ class FusionLevel(nn.Module):
             bias=True,
         )
         owned = [(unit, e) for unit in range(fusing) for e in groups.members(unit)]
-        index = torch.tensor([unit * groups.experts + e for unit, e in owned])
+        places = [unit * groups.experts + e for unit, e in owned]
+        index = torch.tensor(places, dtype=torch.int64)
         self.register_buffer("native_index", index, persistent=False)
-        self.native_residual = native_residual
+        # Where all experts are shared no unit has a way to its own.
+        self.native_residual = native_residual and bool(owned)
         self.native_gate: nn.Parameter | None = None
-        if native_residual and not _one_each(groups):
+        if self.native_residual and not _one_each(groups):
             bounds = torch.tensor([groups.sizes[unit] ** -0.5 for unit, _ in owned])
             self.native_gate = nn.Parameter((2 * torch.rand(len(owned)) - 1) * bounds)
 

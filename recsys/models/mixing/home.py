@@ -324,7 +324,7 @@ def _check_groups(groups: dict[str, tuple[str, ...]], tasks: Sequence[str]) -> N
                 )
             if task in seen:
                 raise ConfigError(
-                    f"{where}: task {task!r} is in {seen[task]!r} and in {name!r}; a task belongs to one group"
+                    f"{where} name task {task!r} twice, in {seen[task]!r} and in {name!r}; name it once, in one group"
                 )
             seen[task] = name
     missing = [task for task in tasks if task not in seen]
