@@ -1,15 +1,12 @@
 """DTRN against its paper: parameter counts, a plain loop in float64, and what may depend on which task."""
 
-import io
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,8 +15,8 @@ from torch import Tensor
 
 from recsys.errors import ConfigError
 from recsys.experiment import load_experiment
-from recsys.export import export, quiet_exporter
-from recsys.models import ModelConfig, NamedProgram, build_program
+from recsys.export import export
+from recsys.models import ModelConfig, build_program
 from recsys.models.bottoms.dtrn import DTRN, Refinement
 from recsys.models.bottoms.interests import CommonNorms, ConditionalNorms, ConditionalTransformer
 from recsys.models.inputs import Blocks, InputLayout, SequenceLayout, input_layout
@@ -258,23 +255,6 @@ def test_sequences_are_encoded_once_a_user() -> None:
     assert sizes == [2, 2, 2]
 
 
-def test_one_users_candidates_score_exported_as_in_eager_mode() -> None:
-    tree = TREE | {"sequences": {name: TREE["sequences"][name] for name in ("seen", "searches")}}
-    two = Schema.parse(tree, where="schema.toml")
-    program = program_of(two, {"kind": "dtrn", "width": WIDTH})
-    with torch.no_grad():
-        for parameter in program.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    named = NamedProgram(program).eval()
-    session = exported(named)
-    for users, rows, events in ((1, 64, 5), (1, 1, 1), (5, 9, 2)):
-        tensors = tensors_of(program.layout, users=users, rows=rows, events=events)
-        feeds = {name: item.numpy() for name, item in zip(named.names, tensors, strict=True)}
-        (logits_NT,) = session.run(["logits_NT"], feeds)
-        expected = named(*tensors).detach().numpy()
-        np.testing.assert_allclose(logits_NT, expected, rtol=1e-5, atol=1e-5)
-
-
 def test_a_schema_without_sequences_is_refused_in_one_sentence() -> None:
     tree = {
         "columns": {"x": "float32", "y": "int8"},
@@ -322,36 +302,6 @@ def test_dtrn_under_ple_and_aitm_trains_and_exports(tmp_path: Path) -> None:
 def program_of(schema: Schema, bottom: dict[str, object]) -> Any:
     tree = {"bottom": bottom, "mixing": {"kind": "mmoe", "experts": 2, "expert_hidden": [8]}}
     return build_program(schema, ModelConfig.parse(tree, where="test"), seed=0)
-
-
-def tensors_of(layout: InputLayout, *, users: int, rows: int, events: int) -> tuple[Tensor, ...]:
-    blocks = random_blocks(layout, users=users, rows=rows, events=events)
-    assert blocks.user_of_row_N is not None
-    sequences = [part[name] for name in blocks.tokens for part in (blocks.tokens, blocks.valid)]
-    return (blocks.user_UI, blocks.candidate_NI, blocks.user_of_row_N, *sequences)
-
-
-def exported(program: NamedProgram) -> onnxruntime.InferenceSession:
-    axes = {"user_UI": "U", "candidate_NI": "N", "user_of_row_N": "N"}
-    shapes = tuple(
-        {0: axes[name]} if name in axes else {0: "U", 1: "L_" + name.partition(".")[2]}
-        for name in program.names
-    )
-    with quiet_exporter(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = torch.onnx.export(
-            program,
-            tensors_of(program.program.layout, users=2, rows=5, events=3),
-            dynamo=True,
-            dynamic_shapes=(shapes,),
-            input_names=list(program.names),
-            output_names=["logits_NT"],
-            verbose=False,
-        )
-    assert found is not None
-    file = io.BytesIO()
-    found.save(cast(str, file))
-    return onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
 
 
 # The paper by loops over rows, tasks, sequences and events, in float64.
