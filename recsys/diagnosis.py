@@ -24,7 +24,8 @@ class GateNumbers(_Frozen):
 
     `effective_experts` counts those of the mean gate, `effective_experts_by_row` those of a row's; `routing` is their
     difference in nats. `own_mass` is the weight on the reader's own experts, `own_mass_relative` beside an even gate's;
-    where `native`, own experts reach the reader past the gate as well.
+    where `native`, own experts reach the reader past the gate as well. `self_contribution`: the mean over rows of the
+    norm of what a self gate adds, beside that of the whole mixture.
     """
 
     reader: str
@@ -37,12 +38,25 @@ class GateNumbers(_Frozen):
     own_mass: float | None
     own_mass_relative: float | None
     native: bool
+    self_contribution: float | None = None
     shared_mass: float | None
     shared_mass_relative: float | None
 
 
+class FeatureGateNumbers(_Frozen):
+    """A group's feature gate, averaged over rows: its deviation over units, and the share of them below 0.1 or above 1.9."""
+
+    group: str
+    spread: float
+    extreme: float
+
+
 class Occupancy(_Frozen):
-    """Who uses an expert that several may. `score` is 0 when all use it alike and 1 when `main_reader` alone does."""
+    """Who uses an expert that several may. `score` is 0 when all use it alike and 1 when `main_reader` alone does.
+
+    `score_by_gradient` is over the tasks' gradients on the expert. `evenness` is the logarithm of the effective
+    readers beside that of all readers.
+    """
 
     readers: int
     main_reader: str
@@ -52,6 +66,8 @@ class Occupancy(_Frozen):
     score_by_contribution: float
     score_by_gradient: float | None
     effective_readers: float
+    effective_readers_by_contribution: float | None = None
+    evenness: float | None = None
 
 
 class ExpertNumbers(_Frozen):
@@ -67,33 +83,53 @@ class ExpertNumbers(_Frozen):
     occupancy: Occupancy | None
 
 
+class DistanceNumbers(_Frozen):
+    """Distances of a level's experts two by two: the largest and the mean.
+
+    `gaussian_kl` (nats) and `wasserstein` (squared, in the outputs' units) are of Gaussian fits unit by unit, the mean
+    over units; `gaussian_kl` is None where no unit varies in both. `diversity` is the mean distance of two experts'
+    outputs on a row beside the largest pair's.
+    """
+
+    gaussian_kl: float | None
+    gaussian_kl_mean: float | None
+    wasserstein: float
+    wasserstein_mean: float
+    diversity: float
+
+
 class LevelNumbers(_Frozen):
     """One level. `divergence` is the Jensen-Shannon divergence of two experts' outputs in bits."""
 
     level: int
     experts: tuple[ExpertNumbers, ...]
     gates: tuple[GateNumbers, ...]
+    feature_gates: tuple[FeatureGateNumbers, ...] = ()
     deviation_ratio: float
     magnitude_ratio: float
     divergence: float
     divergence_mean: float
     divergent_experts: tuple[int, int] | None
+    distances: DistanceNumbers | None = None
     redundancy: float | None
     dominance: float
     dominance_by_contribution: float
     density_coupling: float | None
+    density_coupling_by_half: tuple[float, float] | None = None
 
 
 class TaskNumbers(_Frozen):
     """One task: how many labels it had (positives of a binary task, else observed rows), and its gradients.
 
-    `gradient_share` is of the parameters that tasks share; `gradient_supply` compares own experts with shared ones.
+    `gradient_share` is of the parameters that tasks share. On own experts, beside shared ones: `gradient_supply` is the
+    gradient of all losses, `gradient_reach` that of the task's own.
     """
 
     task: str
     labels: int
     gradient_share: float | None
     gradient_supply: float | None
+    gradient_reach: float | None = None
     gradient_signal: float | None
 
 

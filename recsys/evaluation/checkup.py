@@ -19,8 +19,9 @@ from recsys.diagnosis import (
     Removal,
     TaskNumbers,
 )
-from recsys.evaluation.expert_statistics import ExpertWatch
-from recsys.evaluation.experts import divergences, level_numbers
+from recsys.evaluation.expert_distances import divergences
+from recsys.evaluation.expert_statistics import ExpertWatch, of_first_half
+from recsys.evaluation.experts import level_numbers
 from recsys.evaluation.gradients import TaskGradients, task_gradients
 from recsys.evaluation.verdicts import findings
 from recsys.feed import EncodedBatch
@@ -40,7 +41,9 @@ class Checkup:
     def __init__(self, trained: TrainedRun, days: Days, *, batch_size: int) -> None:
         self._trained = trained
         self._watch = watch_over(trained.model, days)
-        self._labels = torch.zeros(len(trained.schema.tasks), dtype=torch.int64)
+        self._half_rows = days.rows // 2
+        # Of the first half of the rows, and of the second.
+        self._labels_WT = torch.zeros(2, len(trained.schema.tasks), dtype=torch.int64)
         batches = sum(-(-group.rows // batch_size) for group in days.groups)
         self._every = -(-batches // _GRADIENT_BATCHES)
         self._slices = -(-_GRADIENT_BATCHES // max(batches, 1))
@@ -58,7 +61,9 @@ class Checkup:
         batch, tasks = rows.batch, self._trained.schema.tasks.values()
         regression_T = torch.tensor([task.kind == "regression" for task in tasks])
         counted_BT = batch.observed_BT & ((batch.labels_BT > 0) | regression_T)
-        self._labels += counted_BT.sum(dim=0)
+        cut = of_first_half(self._rows, batch.rows, self._half_rows)
+        for half, part_BT in enumerate((counted_BT[:cut], counted_BT[cut:])):
+            self._labels_WT[half] += part_BT.sum(dim=0)
         if self._seen % self._every == 0:
             self._samples += _slices(rows, self._slices, self._trained)
         self._rows += batch.rows
@@ -68,7 +73,9 @@ class Checkup:
         """The numbers and what follows from them."""
         trained, schema = self._trained, self._trained.schema
         watched = trained.model.program.mixing.watched()
-        labels = dict(zip(schema.task_names, self._labels.tolist(), strict=True))
+        labels: dict[str, list[int]] = dict(
+            zip(schema.task_names, self._labels_WT.T.tolist(), strict=True)
+        )
         gradients = task_gradients(
             trained.model, self._samples, schema, weights=trained.experiment.objective.weights
         )
@@ -89,7 +96,7 @@ class Checkup:
             for number, (before, item) in enumerate(zip(fresh, watched, strict=True), start=1)
             if item.gates is not None
         )
-        tasks = _tasks(labels, gradients)
+        tasks = _tasks({task: sum(counts) for task, counts in labels.items()}, gradients)
         pairs = _pairs(schema.task_names, gradients, levels)
         rows = max((item.rows for item in self._watch.levels), default=self._rows)
         return Diagnosis(
@@ -105,7 +112,8 @@ class Checkup:
 
 def watch_over(model: RankingModel, days: Days, *, about_rows: int = _WINDOW_ROWS) -> ExpertWatch:
     """A watch that looks at this many of the days' rows, evenly spread, or less than twice as many."""
-    return ExpertWatch(model.program.mixing, every=max(1, days.rows // max(about_rows, 1)))
+    every = max(1, days.rows // max(about_rows, 1))
+    return ExpertWatch(model.program.mixing, every=every, rows=days.rows)
 
 
 def device_of(model: RankingModel) -> torch.device:
@@ -149,6 +157,7 @@ def _tasks(labels: dict[str, int], gradients: TaskGradients) -> tuple[TaskNumber
             labels=count,
             gradient_share=_number(gradients.norm_T[t] / total) if total > 0 else None,
             gradient_supply=_number(gradients.supply_T[t]),
+            gradient_reach=_number(gradients.reach_T[t]),
             gradient_signal=_number(gradients.signal_T[t]),
         )
         for t, (task, count) in enumerate(labels.items())

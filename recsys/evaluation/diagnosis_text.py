@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from recsys.diagnosis import Diagnosis, LevelNumbers, finding_lines
+from recsys.diagnosis import Diagnosis, ExpertNumbers, LevelNumbers, finding_lines
 from recsys.report import aligned_table
 
 _EXPERT_HEADER = (
@@ -13,8 +13,27 @@ _EXPERT_HEADER = (
     "deviation",
     "main user",
     "its share",
+    "held",
+    "by gradient",
 )
-_TASK_HEADER = ("task", "labels", "gradient share", "own / shared gradient", "gradient signal")
+_GATE_HEADER = (
+    "gate",
+    "effective experts",
+    "routing",
+    "own",
+    "shared",
+    "self gate",
+    "most used experts",
+)
+_FEATURE_GATE_HEADER = ("feature gate", "spread", "shut or wide open")
+_TASK_HEADER = (
+    "task",
+    "labels",
+    "gradient share",
+    "own / shared gradient",
+    "of its own loss",
+    "gradient signal",
+)
 _PAIR_HEADER = ("tasks", "cosine", "10th percentile", "negative", "gates alike")
 _REMOVAL_HEADER = ("without", "costs most", "AUC", "std. err.")
 _SHOWN_EXPERTS = 3
@@ -36,37 +55,60 @@ def render_diagnosis(diagnosis: Diagnosis) -> str:
 
 
 def _level(level: LevelNumbers) -> str:
-    rows = [
-        (
-            str(expert.number),
-            expert.group,
-            f"{expert.zero_share:.1%}",
-            f"{expert.dead_units:.1%}",
-            f"{expert.deviation:.3g}",
-            expert.occupancy.main_reader if expert.occupancy else "-",
-            f"{expert.occupancy.top_share:.0%}" if expert.occupancy else "-",
+    facts = (
+        f"level {level.level}: scale ratio {level.deviation_ratio:.3g}, divergence {level.divergence:.2f}, "
+        f"dominance {level.dominance:.2f}"
+    )
+    if level.distances is not None:
+        facts += (
+            f"\ntwo experts: Gaussian divergence {_number(level.distances.gaussian_kl_mean)}, Wasserstein distance "
+            f"{level.distances.wasserstein_mean:.3g}, diversity {level.distances.diversity:.2f} (means)"
         )
-        for expert in level.experts
-    ]
-    gates = [
+    experts = aligned_table(_EXPERT_HEADER, [_expert_cells(expert) for expert in level.experts])
+    blocks = [facts, experts, aligned_table(_GATE_HEADER, _gate_rows(level))]
+    if level.feature_gates:
+        rows = [
+            (gate.group, f"{gate.spread:.3f}", _share(gate.extreme)) for gate in level.feature_gates
+        ]
+        blocks.append(aligned_table(_FEATURE_GATE_HEADER, rows))
+    return "\n\n".join(blocks)
+
+
+def _expert_cells(expert: ExpertNumbers) -> tuple[str, ...]:
+    use = expert.occupancy
+    users = (
+        (
+            use.main_reader,
+            f"{use.top_share:.0%}",
+            f"{use.score:.2f}",
+            _number(use.score_by_gradient),
+        )
+        if use is not None
+        else ("-", "-", "-", "-")
+    )
+    return (
+        str(expert.number),
+        expert.group,
+        f"{expert.zero_share:.1%}",
+        f"{expert.dead_units:.1%}",
+        f"{expert.deviation:.3g}",
+        *users,
+    )
+
+
+def _gate_rows(level: LevelNumbers) -> list[tuple[str, ...]]:
+    return [
         (
             gate.reader,
             f"{gate.effective_experts:.2f} of {gate.choices}",
             f"{gate.routing:.3f}",
             _share(gate.own_mass),
             _share(gate.shared_mass),
+            _share(gate.self_contribution),
             _most_used(gate.weights),
         )
         for gate in level.gates
     ]
-    header = ("gate", "effective experts", "routing", "own", "shared", "most used experts")
-    facts = (
-        f"level {level.level}: scale ratio {level.deviation_ratio:.3g}, divergence {level.divergence:.2f}, "
-        f"dominance {level.dominance:.2f}"
-    )
-    return "\n".join(
-        (facts, "", aligned_table(_EXPERT_HEADER, rows), "", aligned_table(header, gates))
-    )
 
 
 def _tasks(diagnosis: Diagnosis) -> str:
@@ -76,6 +118,7 @@ def _tasks(diagnosis: Diagnosis) -> str:
             f"{item.labels:,}",
             _share(item.gradient_share),
             _number(item.gradient_supply),
+            _number(item.gradient_reach),
             _number(item.gradient_signal),
         )
         for item in diagnosis.tasks

@@ -1,6 +1,7 @@
 """Sums over the rows that pass through a mixing stage, from which every number about its experts follows.
 
-Axes: **B** rows, **E** experts, **H** expert width, **G** gates, **K** bins of a histogram.
+Axes: **B** rows, **E** experts, **H** expert width, **G** gates, **K** bins of a histogram, **W** halves of the rows,
+**I** a feature gate's width.
 """
 
 from collections.abc import Iterator
@@ -8,9 +9,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recsys.models.gates import mix
 from recsys.models.probe import Level, Probe, Watchable, Watched, choices
 
 # An output this small counts as zero. Below -6 Swish's slope is under 0.0123: a unit there hardly learns.
@@ -19,6 +20,8 @@ _SWISH_INACTIVE = -6.0
 BINS = 64
 # The histogram's range, in deviations about the mean of the first rows.
 _REACH = 4.0
+# A histogram of every fourth row is as telling, and was half of what watching cost.
+_HISTOGRAM_EVERY = 4
 
 
 class LevelStatistics:
@@ -30,41 +33,74 @@ class LevelStatistics:
         experts, choices_GE = bank.experts, choices(watched.gates).to(weight.device)
         self.watched = watched
         self.choices_GE = choices_GE
-        self.rows = 0
         self._smooth = isinstance(bank.activation, nn.SiLU)
         self._range: tuple[float, float] | None = None
-        zeros = {"dtype": torch.float64, "device": weight.device}
-        self.inactive_E = torch.zeros(experts, **zeros)
-        self.active_EH = torch.zeros(experts, bank.width, dtype=torch.bool, device=weight.device)
-        self.magnitude_E, self.sum_E, self.square_E = torch.zeros(3, experts, **zeros)
-        self.histogram_EK = torch.zeros(experts, BINS, **zeros)
-        self.cosine_EE = torch.zeros(experts, experts, **zeros)
-        self.gate_GE, self.strength_GE = torch.zeros(2, *choices_GE.shape, **zeros)
-        self.entropy_G = torch.zeros(len(choices_GE), **zeros)
+        self._zeros = {"dtype": torch.float64, "device": weight.device}
+        self.rows_W = [0, 0]
+        self.gate_WGE = torch.zeros(2, *choices_GE.shape, **self._zeros)
+        self.strength_GE = torch.zeros(choices_GE.shape, **self._zeros)
+        self.entropy_G, self.self_share_G = torch.zeros(2, len(choices_GE), **self._zeros)
+        self.active_EH, self.sum_EH, self.square_EH = torch.zeros(
+            3, experts, bank.width, **self._zeros
+        )
+        self.magnitude_E = torch.zeros(experts, **self._zeros)
+        self.histogram_EK = torch.zeros(experts, BINS, **self._zeros)
+        self.cosine_EE, self.distance_EE = torch.zeros(2, experts, experts, **self._zeros)
+        self.feature_gates_I: list[Tensor] = []
+
+    @property
+    def rows(self) -> int:
+        return sum(self.rows_W)
 
     @torch.no_grad()
-    def add(self, level: Level, *, every: int = 1) -> None:
-        """Add every n-th row of a forward pass."""
+    def add(self, level: Level, *, every: int = 1, first_half: int | None = None) -> None:
+        """Add every n-th row of a forward pass, of which so many (all, if not given) are in the first half."""
         assert level.out_BEH is not None
         assert level.pre_BEH is not None
         assert level.gate_BTE is not None
         out_BEH, gate_BGE = level.out_BEH[::every].float(), level.gate_BTE[::every].float()
-        self.rows += len(out_BEH)
-        inactive_BEH = (
-            level.pre_BEH[::every] < _SWISH_INACTIVE if self._smooth else out_BEH.abs() <= _ZERO
-        )
-        self.inactive_E += inactive_BEH.sum(dim=(0, 2))
-        self.active_EH |= ~inactive_BEH.all(dim=0)
-        norm_BE = torch.linalg.vector_norm(out_BEH, dim=2)
-        self.magnitude_E += out_BEH.abs().sum(dim=(0, 2))
-        self.sum_E += out_BEH.sum(dim=(0, 2))
-        self.square_E += norm_BE.square().sum(dim=0)
-        self.histogram_EK += self._histogram(out_BEH)
-        unit_BEH = F.normalize(out_BEH, dim=2)
-        self.cosine_EE += torch.bmm(unit_BEH, unit_BEH.transpose(1, 2)).sum(dim=0)
-        self.gate_GE += gate_BGE.sum(dim=0)
+        cut = len(out_BEH) if first_half is None else -(-first_half // every)
+        for half, part_BGE in enumerate((gate_BGE[:cut], gate_BGE[cut:])):
+            self.rows_W[half] += len(part_BGE)
+            self.gate_WGE[half] += part_BGE.sum(dim=0)
+        self._add_outputs(out_BEH, level.pre_BEH[::every])
+        norm_BE = self._add_pairs(out_BEH)
         self.strength_GE += (gate_BGE * norm_BE[:, None]).sum(dim=0)
         self.entropy_G += torch.special.entr(gate_BGE).sum(dim=(0, 2))
+        if level.self_gate_BGE is not None:
+            own_BGE = level.self_gate_BGE[::every].float()
+            self.self_share_G += _share_of_norm(own_BGE, gate_BGE, out_BEH).sum(dim=0)
+        self._add_feature_gates([gate_BI[::every] for gate_BI in level.feature_gates_BI])
+
+    def _add_outputs(self, out_BEH: Tensor, pre_BEH: Tensor) -> None:
+        active_BEH = pre_BEH >= _SWISH_INACTIVE if self._smooth else out_BEH > _ZERO
+        self.active_EH += active_BEH.sum(dim=0)
+        sum_EH = out_BEH.sum(dim=0)
+        self.sum_EH += sum_EH
+        self.square_EH += out_BEH.square().sum(dim=0)
+        # What a ReLU gives is its own magnitude.
+        self.magnitude_E += (
+            out_BEH.abs().sum(dim=(0, 2)) if self._smooth else sum_EH.double().sum(dim=1)
+        )
+        self.histogram_EK += self._histogram(out_BEH[::_HISTOGRAM_EVERY])
+
+    def _add_pairs(self, out_BEH: Tensor) -> Tensor:
+        """Cosines and distances of every two experts' outputs; the norms [B, E] of the outputs come back."""
+        product_BEE = torch.bmm(out_BEH, out_BEH.transpose(1, 2))
+        square_BE = product_BEE.diagonal(dim1=1, dim2=2)
+        norm_BE = square_BE.sqrt()
+        scale_BEE = norm_BE[:, :, None] * norm_BE[:, None]
+        self.cosine_EE += (product_BEE / scale_BEE.clamp(min=1e-24)).sum(dim=0)
+        apart_BEE = square_BE[:, :, None] + square_BE[:, None] - 2 * product_BEE
+        self.distance_EE += apart_BEE.clamp(min=0).sqrt().sum(dim=0)
+        return norm_BE
+
+    def _add_feature_gates(self, gates_BI: list[Tensor]) -> None:
+        sums = [gate_BI.sum(dim=0, dtype=torch.float64) for gate_BI in gates_BI]
+        before = self.feature_gates_I or [torch.zeros_like(sum_I) for sum_I in sums]
+        self.feature_gates_I = [
+            total_I + sum_I for total_I, sum_I in zip(before, sums, strict=True)
+        ]
 
     def _histogram(self, out_BEH: Tensor) -> Tensor:
         """Counts [E, K] over a range that the first rows fixed; what lies outside falls into the outer bins."""
@@ -82,11 +118,17 @@ class LevelStatistics:
 
 
 class ExpertWatch:
-    """Statistics of all levels with gates, gathered from the forward passes inside `with watch.attached():`."""
+    """Statistics of all levels with gates, gathered from the forward passes inside `with watch.attached():`.
 
-    def __init__(self, mixing: Any, *, every: int = 1) -> None:
+    Every n-th row counts. `rows` says how many will pass, so that the two halves of them can be told apart; without
+    it all are in the first.
+    """
+
+    def __init__(self, mixing: Any, *, every: int = 1, rows: int | None = None) -> None:
         self._mixing = mixing
         self._every = every
+        self._first_half = rows // 2 if rows is not None else None
+        self._passed = 0
         # In the order of `watched()`; None for a level without gates, which has nothing to choose.
         self._statistics = [
             None if item.gates is None else LevelStatistics(item) for item in mixing.watched()
@@ -102,12 +144,15 @@ class ExpertWatch:
         probe, stage = Probe(), self._mixing
         assert isinstance(stage, nn.Module)
 
-        def take(*_: Any) -> None:
+        def take(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            rows = len(output)
+            first_half = of_first_half(self._passed, rows, self._first_half)
+            self._passed += rows
             for statistics, level in zip(self._statistics, probe.levels, strict=True):
                 if statistics is not None:
-                    statistics.add(level, every=self._every)
+                    statistics.add(level, every=self._every, first_half=first_half)
                 # Activations are not kept alive until the next pass.
-                level.out_BEH = level.pre_BEH = level.gate_BTE = None
+                level.clear()
 
         handle = stage.register_forward_hook(take)
         try:
@@ -115,6 +160,19 @@ class ExpertWatch:
                 yield self
         finally:
             handle.remove()
+
+
+def of_first_half(passed: int, rows: int, first_half: int | None) -> int | None:
+    """How many of the next rows are in the first half, where so many have passed; None where no half is known."""
+    return None if first_half is None else min(max(first_half - passed, 0), rows)
+
+
+def _share_of_norm(own_BGE: Tensor, gate_BGE: Tensor, out_BEH: Tensor) -> Tensor:
+    """Norm of the self gate's part of each mixture beside the whole mixture's, [B, G]; 0 where both are 0."""
+    own_BG = torch.linalg.vector_norm(mix(own_BGE, out_BEH), dim=2)
+    whole_BG = torch.linalg.vector_norm(mix(gate_BGE + own_BGE, out_BEH), dim=2)
+    share_BG: Tensor = own_BG / whole_BG.clamp(min=_ZERO)
+    return share_BG
 
 
 def _watchable(stage: Any) -> Watchable:

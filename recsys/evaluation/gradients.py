@@ -4,6 +4,7 @@ The tables take no part: their gradient is an update. Axes: **B** rows, **T** ta
 **S** batches.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -25,13 +26,15 @@ class TaskGradients:
     `cosine_STT` over the entries that both tasks reach, NaN where there are none. `norm_T`: mean over batches of the
     norm on entries that another task reaches too. `expert_norms` by watched level: mean norm [T, E] on each expert's
     parameters. Of each task's own experts, NaN where it has none: `supply_T`, their root mean square gradient beside
-    that of the shared ones, and `signal_T`, the norm of their mean gradient beside its deviation over batches.
+    that of the shared ones, of all losses together; `reach_T`, the same of the task's own loss alone; and `signal_T`,
+    the norm of their mean gradient beside its deviation over batches.
     """
 
     cosine_STT: Tensor
     norm_T: Tensor
     expert_norms: tuple[Tensor, ...]
     supply_T: Tensor
+    reach_T: Tensor
     signal_T: Tensor
 
 
@@ -117,14 +120,11 @@ class _Sums:
             torch.stack([batch[level] for batch in self.totals]).mean(dim=0)
             for level in range(len(self.places))
         ]
+        norms = tuple(
+            torch.stack([batch[level] for batch in self.experts]).mean(dim=0)
+            for level in range(len(self.places))
+        )
         own = [self._of_group(task, totals) for task in self.tasks]
-        shared_square, shared_count = self._of_group(SHARED, totals)
-        supply = [
-            (square / count / (shared_square / shared_count)) ** 0.5
-            if count and shared_count and shared_square
-            else torch.nan
-            for square, count in own
-        ]
         signal = []
         for task, (square, count) in zip(self.tasks, own, strict=True):
             mean_square = self._of_group(task, means)[0]
@@ -133,13 +133,24 @@ class _Sums:
         return TaskGradients(
             cosine_STT=torch.stack(self.cosines),
             norm_T=torch.stack(self.norms).nanmean(dim=0),
-            expert_norms=tuple(
-                torch.stack([batch[level] for batch in self.experts]).mean(dim=0)
-                for level in range(len(self.places))
+            expert_norms=norms,
+            supply_T=torch.tensor([self._beside_shared(task, totals) for task in self.tasks]),
+            reach_T=torch.tensor(
+                [
+                    self._beside_shared(task, [norm_TE[t].square() for norm_TE in norms])
+                    for t, task in enumerate(self.tasks)
+                ]
             ),
-            supply_T=torch.tensor(supply),
             signal_T=torch.tensor(signal),
         )
+
+    def _beside_shared(self, task: str, squares: Sequence[Tensor]) -> float:
+        """Root mean square of a task's own experts beside that of the shared ones; NaN where either has none."""
+        own, own_count = self._of_group(task, squares)
+        shared, shared_count = self._of_group(SHARED, squares)
+        if not own_count or not shared_count or not shared:
+            return math.nan
+        return math.sqrt(own / own_count / (shared / shared_count))
 
     def _of_group(self, name: str, squares: Sequence[Tensor]) -> tuple[float, int]:
         """Sum of squares over a group's experts of all levels, and how many parameters these have."""

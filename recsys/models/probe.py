@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from recsys.models.experts import ExpertBank
 from recsys.models.gates import Gates, SelectiveGates
@@ -17,7 +18,9 @@ class Watched:
     """One level of experts in a mixing stage. `groups` names each expert: `shared`, `group NAME`, or whose it is.
 
     `readers` names each gate in the same words, or says who else reads it. Where `native`, a task's own experts reach
-    it past the gate as well, so that a small weight does not mean that they are unused.
+    it past the gate as well, so that a small weight does not mean that they are unused: through `self_gates`, one for
+    each gate, or by weights that no input changes. `feature_gates` is called once for each of `gated` with the gate's
+    values on that group's input.
     """
 
     bank: ExpertBank
@@ -25,6 +28,9 @@ class Watched:
     groups: tuple[str, ...]
     readers: tuple[str, ...] = ()
     native: bool = False
+    self_gates: SelectiveGates | None = None
+    feature_gates: nn.Module | None = None
+    gated: tuple[str, ...] = ()
 
 
 class Watchable(Protocol):
@@ -38,13 +44,20 @@ class Level:
     """What one forward pass did at one level. Tensors are detached.
 
     `out_BEH` expert outputs after the last activation, `pre_BEH` before it, `gate_BTE` normalised weights or None
-    where the level has no gates.
+    where the level has no gates. `self_gate_BGE` is added to these; `feature_gates_BI` has one tensor a gated group.
     """
 
     groups: tuple[str, ...]
     out_BEH: Tensor | None = None
     pre_BEH: Tensor | None = None
     gate_BTE: Tensor | None = None
+    self_gate_BGE: Tensor | None = None
+    feature_gates_BI: list[Tensor] = field(default_factory=list)
+
+    def clear(self) -> None:
+        """Let go of all tensors."""
+        self.out_BEH = self.pre_BEH = self.gate_BTE = self.self_gate_BGE = None
+        self.feature_gates_BI = []
 
 
 class Probe:
@@ -60,9 +73,7 @@ class Probe:
         self.levels = [Level(groups=item.groups) for item in watched]
         handles = []
         for level, item in zip(self.levels, watched, strict=True):
-            handles.append(item.bank.activation.register_forward_hook(_experts_into(level)))
-            if item.gates is not None:
-                handles.append(item.gates.register_forward_hook(_gates_into(level)))
+            handles += _hooks(level, item)
         try:
             yield self
         finally:
@@ -98,6 +109,17 @@ def choices(gates: Gates | SelectiveGates) -> Tensor:
     return torch.ones(gates.weight.shape[:2], dtype=torch.bool)
 
 
+def _hooks(level: Level, item: Watched) -> list[RemovableHandle]:
+    """Hooks that fill a level."""
+    places = (
+        (item.bank.activation, _experts_into(level)),
+        (item.gates, _gates_into(level)),
+        (item.self_gates, _self_gates_into(level)),
+        (item.feature_gates, _feature_gate_into(level)),
+    )
+    return [module.register_forward_hook(hook) for module, hook in places if module is not None]
+
+
 def _experts_into(level: Level) -> Any:
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         level.pre_BEH, level.out_BEH = inputs[0].detach(), output.detach()
@@ -108,6 +130,20 @@ def _experts_into(level: Level) -> Any:
 def _gates_into(level: Level) -> Any:
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         level.gate_BTE = output.detach()
+
+    return hook
+
+
+def _self_gates_into(level: Level) -> Any:
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        level.self_gate_BGE = output.detach()
+
+    return hook
+
+
+def _feature_gate_into(level: Level) -> Any:
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        level.feature_gates_BI.append(output.detach())
 
     return hook
 

@@ -1,91 +1,28 @@
-"""The doctor finds the faults that are planted, is silent about healthy experts, and its numbers match plain loops."""
+"""The doctor finds the faults that are planted in experts and gates, and is silent about healthy ones."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from scipy.spatial.distance import jensenshannon
-from scipy.stats import spearmanr
-from sklearn.metrics import roc_auc_score
-from torch import Tensor
 
-from recsys.batch import Batch
-from recsys.compare import Comparison, Difference
-from recsys.days import Days, open_days
-from recsys.diagnosis import SHARED, Finding, LevelNumbers, finding_lines
+from recsys.diagnosis import SHARED, AucLoss, LevelNumbers, Removal
 from recsys.evaluation.checks import CHECKS
-from recsys.evaluation.doctor import diagnose, examine
-from recsys.evaluation.evaluate import evaluate
 from recsys.evaluation.expert_statistics import ExpertWatch
-from recsys.evaluation.experts import divergences, level_numbers, rank_correlation
-from recsys.evaluation.gradients import task_gradients
-from recsys.evaluation.removal import Removals
-from recsys.evaluation.side_by_side import SideBySide
+from recsys.evaluation.experts import level_numbers
 from recsys.evaluation.verdicts import findings
-from recsys.experiment import load_experiment
-from recsys.feed import in_order
-from recsys.models import build_program, mixings
-from recsys.models.probe import Probe, without_experts
-from recsys.report import read_report, render_table
-from recsys.run import TrainedRun, load_run
-from recsys.training.trainer import train
-from tests.recsys.small_data import small_data
-
-WIDTH = 12
-ROWS = 4_000
-
-
-def built(kind: str, tasks: Sequence[str] = ("a", "b", "c"), **options: object):  # type: ignore[no-untyped-def]
-    stage = mixings[kind]
-    torch.manual_seed(0)
-    config = stage.Config.parse({"kind": kind, **options}, where="test")
-    return stage(config, width=WIDTH, tasks=tuple(tasks)).eval()
-
-
-def inputs(rows: int = ROWS) -> Tensor:
-    """Rows whose first column is 1, so that the first column of a gate's kernel is its bias."""
-    x_BI = torch.randn(rows, WIDTH, generator=torch.Generator().manual_seed(1))
-    x_BI[:, 0] = 1
-    return x_BI
-
-
-def numbers(stage, labels: dict[str, int] | None = None, parts: int = 3) -> list[LevelNumbers]:  # type: ignore[no-untyped-def]
-    watch = ExpertWatch(stage)
-    with watch.attached(), torch.no_grad():
-        for part in inputs().chunk(parts):
-            stage(part)
-    return [
-        level_numbers(statistics, level=level, labels=labels or {})
-        for level, statistics in enumerate(watch.levels, start=1)
-    ]
-
-
-def found(levels: Sequence[LevelNumbers]) -> list[Finding]:
-    return list(findings(levels, (), (), None))
-
-
-def checks(levels: Sequence[LevelNumbers]) -> set[str]:
-    return {item.check for item in found(levels)}
-
-
-def mmoe(experts: int = 4):  # type: ignore[no-untyped-def]
-    return built("mmoe", experts=experts, expert_hidden=[16, 32])
-
-
-@torch.no_grad()
-def set_gates(stage, logits: Callable[[int, int], float]) -> None:  # type: ignore[no-untyped-def]
-    """Constant gates of a CGC: `logits` of gate and choice, own experts first, then shared ones."""
-    gates = stage.level.gates[0]
-    row = 0
-    for gate, size in enumerate(gates.sizes):
-        for choice in range(size):
-            gates.weight[row] = 0
-            gates.weight[row, 0] = logits(gate, choice)
-            row += 1
+from recsys.models import mixings
+from tests.recsys.examined import (
+    ROWS,
+    WIDTH,
+    built,
+    checks,
+    found,
+    inputs,
+    mmoe,
+    numbers,
+    set_gates,
+)
 
 
 def test_a_dead_expert_is_found() -> None:
@@ -178,6 +115,91 @@ def test_sparse_tasks_that_leave_their_own_experts_are_found() -> None:
     assert any("task t7 leaves its own experts of level 1 aside" in item for item in verdicts)
 
 
+def test_an_order_of_tasks_that_only_half_of_the_rows_show_is_none() -> None:
+    names = [f"t{number}" for number in range(8)]
+    labels = {name: round(100_000 * 0.4**number) for number, name in enumerate(names)}
+    stage = built("cgc", names, task_experts=2, shared_experts=2, expert_hidden=[8])
+    set_gates(stage, lambda gate, choice: 0.0)
+    gates, x_BI = stage.level.gates[0], inputs()
+    with torch.no_grad():
+        for gate in range(8):
+            gates.weight[4 * gate : 4 * gate + 2, 1] = -0.9 * gate
+    by_half = {name: (count // 2, count // 2) for name, count in labels.items()}
+
+    def coupled(*, last_half: float) -> LevelNumbers:
+        x_BI[:, 1] = 1
+        x_BI[ROWS // 2 :, 1] = last_half
+        watch = ExpertWatch(stage, rows=ROWS)
+        with watch.attached(), torch.no_grad():
+            stage(x_BI)
+        return level_numbers(watch.levels[0], level=1, labels=by_half)
+
+    always, first = coupled(last_half=1), coupled(last_half=-0.02)
+    assert always.density_coupling_by_half == pytest.approx((1, 1))
+    assert "density_coupling" in checks([always])
+    assert (first.density_coupling or 0) > 0.9
+    assert first.density_coupling_by_half == pytest.approx((1, -1))
+    assert "density_coupling" not in checks([first])
+
+
+@pytest.mark.parametrize("experts", [1, 2])
+def test_own_experts_that_a_self_gate_brings_are_no_finding_and_shut_out_are_one(
+    experts: int,
+) -> None:
+    stage = built("home", groups={"x": ["a", "b"], "y": ["c"]}, experts=experts)
+    gates = stage.specific.gates
+    with torch.no_grad():
+        # Task b: category and global experts first, its own last.
+        gates.bias = torch.nn.Parameter(torch.zeros(9 * experts))
+        gates.bias[5 * experts : 6 * experts] = -8
+    assert "own_experts_unused" not in checks(numbers(stage))
+    if experts == 2:
+        # A softmax among own experts always adds one of them.
+        return
+    with torch.no_grad():
+        stage.specific.self_gates.bias = torch.nn.Parameter(torch.tensor([0.0, -8, 0]))
+    by_check = {item.check: item for item in found(numbers(stage))}
+    assert (by_check["own_experts_unused"].level, by_check["own_experts_unused"].task) == (2, "b")
+
+
+def removed(**losses: tuple[float, float]) -> Removal:
+    """What removing expert 5 of level 1 cost: a difference and its standard error by task."""
+    return Removal(
+        level=1,
+        expert=5,
+        own=None,
+        losses=tuple(
+            AucLoss(task=task, difference=difference, standard_error=error)
+            for task, (difference, error) in losses.items()
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("losses", "named"),
+    [
+        ({"a": (0.02, 0.001), "b": (0.0005, 0.0005), "c": (-0.001, 0.0004)}, "a"),
+        ({"a": (0.02, 0.001), "b": (0.006, 0.0005)}, None),
+        # That nobody else loses is not sure.
+        ({"a": (0.02, 0.001), "b": (0.0005, 0.003)}, None),
+        # That anybody loses is not sure, or what is lost is too little to matter.
+        ({"a": (0.02, 0.011), "b": (0.0, 0.0005)}, None),
+        ({"a": (0.002, 0.0001), "b": (0.0, 0.00001)}, None),
+        ({"a": (0.02, 0.001)}, None),
+    ],
+)
+def test_a_shared_expert_whose_removal_costs_one_task_alone_is_found(
+    losses: dict[str, tuple[float, float]], named: str | None
+) -> None:
+    levels = numbers(built("cgc", task_experts=1, shared_experts=2, expert_hidden=[8]))
+    held = [
+        item for item in findings(levels, (), (), [removed(**losses)]) if item.check == "serves_one"
+    ]
+    assert [(item.task, item.level, item.expert) for item in held] == (
+        [(named, 1, 5)] if named else []
+    )
+
+
 def test_healthy_gates_raise_nothing() -> None:
     names = [f"t{number}" for number in range(8)]
     stage = built("cgc", names, task_experts=2, shared_experts=2, expert_hidden=[16, 32])
@@ -215,37 +237,6 @@ def test_experts_that_say_the_same_are_found() -> None:
     assert checks([level]) == {"redundancy"}
 
 
-def test_statistics_of_parts_are_those_of_the_whole_and_of_a_plain_computation() -> None:
-    stage = mmoe()
-    (level,) = numbers(stage, parts=7)
-    with torch.no_grad():
-        out_BEH, gate_BTE = stage.bank(inputs()), stage.gates(inputs())
-    for e, expert in enumerate(level.experts):
-        own = out_BEH[:, e].double()
-        assert expert.zero_share == pytest.approx(float((own.abs() <= 1e-6).double().mean()))
-        assert expert.magnitude == pytest.approx(float(own.abs().mean()), rel=1e-5)
-        assert expert.deviation == pytest.approx(float(own.std(correction=0)), rel=1e-5)
-        assert expert.dead_units == float((own == 0).all(dim=0).double().mean())
-    for t, gate in enumerate(level.gates):
-        mean_E = gate_BTE[:, t].double().mean(dim=0)
-        assert gate.weights == pytest.approx(mean_E.tolist(), rel=1e-5)
-        used_E = (gate_BTE[:, t] * out_BEH.norm(dim=2)).double().mean(dim=0)
-        assert gate.contributions == pytest.approx((used_E / used_E.sum()).tolist(), rel=1e-5)
-        by_row = torch.special.entr(gate_BTE[:, t]).sum(dim=1).mean()
-        assert gate.effective_experts_by_row == pytest.approx(float(by_row.exp()), rel=1e-5)
-        assert gate.own_mass is None
-
-
-def test_divergence_and_rank_correlation_are_scipys() -> None:
-    random = np.random.default_rng(0)
-    first, second = random.dirichlet(np.ones(9), 2)
-    expected = jensenshannon(first, second, base=2) ** 2
-    pair = torch.from_numpy(np.stack([first, second]))
-    assert float(divergences(pair)[0, 1]) == pytest.approx(expected)
-    x, y = random.integers(0, 5, 30).astype(float), random.normal(size=30)
-    assert rank_correlation(list(x), list(y)) == pytest.approx(spearmanr(x, y).statistic)
-
-
 @pytest.mark.parametrize("kind", mixings)
 def test_every_mixing_names_who_reads_each_gate(kind: str) -> None:
     names = ("a", "b", "c")
@@ -274,279 +265,6 @@ def test_a_category_expert_is_asked_of_its_tasks_alone() -> None:
     }
     assert readers == {SHARED: 3, "group x": 2, "group y": None, "a": None, "b": None, "c": None}
     assert [gate.reader for gate in meta.gates] == ["group x", "group y", SHARED]
-
-
-def test_a_removed_expert_gives_its_weight_to_the_others() -> None:
-    stage, x_BI = mmoe(), inputs(50)
-    item = stage.watched()[0]
-    with torch.no_grad():
-        whole = stage(x_BI)
-        with without_experts([(item, (1,))]):
-            without = stage(x_BI)
-        kept = [0, 2, 3]
-        gate_BTE = stage.gates(x_BI)[..., kept]
-        expected = (gate_BTE / gate_BTE.sum(dim=-1, keepdim=True)) @ stage.bank(x_BI)[:, kept]
-        torch.testing.assert_close(without, expected)
-        assert (stage(x_BI) == whole).all()
-
-
-def test_the_watch_keeps_no_activations_and_leaves_no_hooks() -> None:
-    stage = mmoe()
-    watch = ExpertWatch(stage, every=3)
-    with watch.attached(), torch.no_grad():
-        stage(inputs(10))
-    assert watch.levels[0].rows == 4
-    stage(inputs(10))
-    assert watch.levels[0].rows == 4
-    with Probe().attached(stage) as probe:
-        assert probe.levels[0].out_BEH is None
-
-
-TOML = """
-[data]
-train = ["2026-01-01"]
-validation = "2026-01-02"
-test = "2026-01-03"
-batch_size = 64
-
-[model]
-embeddings = { backend = "plain" }
-mixing = { kind = "cgc", task_experts = 2, shared_experts = 2, expert_hidden = [16] }
-heads = { kind = "towers", hidden = [4] }
-
-[objective]
-weights = { watch = 0.02 }
-
-[train]
-epochs = 3
-threads = 1
-
-[evaluation]
-batch_size = 50
-"""
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("doctor")
-    small_data(root, rows={"2026-01-01": 600, "2026-01-02": 200, "2026-01-03": 500})
-    (root / "experiment.toml").write_text(TOML, encoding="utf-8")
-    train(load_experiment(root / "experiment.toml"), root / "run")
-    return root / "run"
-
-
-@pytest.fixture
-def trained(run: Path) -> TrainedRun:
-    return load_run(run)
-
-
-def opened(trained: TrainedRun) -> Days:
-    return open_days(trained.experiment.data.directory, ["2026-01-03"], encoder=trained.encoder)
-
-
-def batches(trained: TrainedRun) -> list[Batch]:
-    return [item.batch for item in in_order(opened(trained), batch_size=100)]
-
-
-def found_in(trained: TrainedRun) -> dict[str, Finding]:
-    return {item.check: item for item in diagnose(trained, opened(trained)).findings}
-
-
-def test_a_trained_model_is_examined_and_left_as_it_was(trained: TrainedRun) -> None:
-    before = {name: item.clone() for name, item in trained.model.state_dict().items()}
-    tables = {name: item.clone() for name, item in trained.model.embeddings.table_weights().items()}
-    diagnosis = diagnose(trained, opened(trained))
-    assert diagnosis.rows == 500
-    assert diagnosis.findings == ()
-    for name, item in trained.model.state_dict().items():
-        assert (item == before[name]).all(), name
-    for name, item in trained.model.embeddings.table_weights().items():
-        assert (item == tables[name]).all(), name
-    assert all(
-        expert.movement is not None and expert.movement > 0.01
-        for expert in diagnosis.levels[0].experts
-    )
-
-
-def test_faults_planted_in_trained_weights_are_found(trained: TrainedRun) -> None:
-    level = trained.model.program.mixing.level  # type: ignore[attr-defined]
-    bank, gates = level.banks[0], level.gates[0]
-    with torch.no_grad():
-        # Expert 1 of the first task dies, expert 2 shrinks; "purchase" leaves its own experts aside.
-        bank.weights[-1][0] *= 0.01
-        bank.biases[-1][0] -= 5
-        bank.weights[-1][1] *= 0.01
-        bank.biases[-1][1] *= 0.01
-        # Inputs vary in sign, so that a gate is held by what it cannot see: rows of zeros are even.
-        gates.bias = torch.nn.Parameter(torch.tensor([0.0, 0, -8, -8, -9, -9, 0, 0, 0, 0, -8, -8]))
-    diagnosis = diagnose(trained, opened(trained))
-    by_check = {item.check: item for item in diagnosis.findings}
-    assert (by_check["zero_share"].level, by_check["zero_share"].expert) == (1, 1)
-    assert by_check["scale_ratio"].expert == 2
-    assert by_check["own_experts_unused"].task == "purchase"
-    held = [item for item in diagnosis.findings if item.check == "degradation"]
-    assert {(item.task, item.expert) for item in held} == {("purchase", 7), ("purchase", 8)}
-    lines = finding_lines(diagnosis)
-    assert len(lines) == len(diagnosis.findings) + 1
-    assert lines[0].startswith("experts: alarm: ")
-    assert "measured on 500 rows" in lines[-1]
-
-
-def test_an_expert_as_it_was_before_training_is_found(trained: TrainedRun) -> None:
-    bank = trained.model.program.mixing.watched()[0].bank
-    fresh = load_run(trained.directory.path).model.program.mixing.watched()[0].bank
-    with torch.no_grad():
-        first = build_program(
-            trained.schema, trained.experiment.model, seed=trained.experiment.train.seed
-        )
-        for now, before in zip(
-            bank.parameters(), first.mixing.watched()[0].bank.parameters(), strict=True
-        ):
-            now[4] = before[4]
-    assert not torch.equal(bank.weights[0][4], fresh.weights[0][4])
-    finding = found_in(trained)["movement"]
-    assert (finding.expert, finding.number) == (5, 0)
-
-
-def test_gradients_are_those_of_each_tasks_loss_alone(trained: TrainedRun) -> None:
-    model, schema = trained.model, trained.schema
-    found = task_gradients(model, batches(trained)[:2], schema, weights={"click": 3.0})
-    shared = list(model.program.mixing.parameters())  # type: ignore[attr-defined]
-    batch = batches(trained)[0]
-    flat = []
-    for t, name in enumerate(schema.task_names):
-        logit_B, label_B = model(batch)[:, t], batch.labels_BT[:, t]
-        if schema.tasks[name].kind == "regression":
-            losses_B = (logit_B - label_B) ** 2
-        else:
-            losses_B = torch.nn.functional.softplus(logit_B) - logit_B * label_B
-        weight_B = batch.weights_B * batch.observed_BT[:, t]
-        loss = (losses_B * weight_B).sum() / weight_B.sum()
-        flat.append(
-            torch.cat(
-                [
-                    item.flatten()
-                    for item in torch.autograd.grad(
-                        loss, shared, allow_unused=True, materialize_grads=True
-                    )
-                ]
-            )
-        )
-    for t, first in enumerate(flat):
-        for u, second in enumerate(flat):
-            both = (first != 0) & (second != 0)
-            expected = torch.cosine_similarity(first[both], second[both], dim=0)
-            assert float(found.cosine_STT[0, t, u]) == pytest.approx(float(expected), abs=1e-4)
-
-
-def test_tasks_of_opposite_labels_conflict(trained: TrainedRun) -> None:
-    samples = [
-        replace(
-            item,
-            labels_BT=torch.stack(
-                [item.labels_BT[:, 0], 1 - item.labels_BT[:, 0], item.labels_BT[:, 2]], dim=1
-            ),
-            observed_BT=torch.ones_like(item.observed_BT),
-        )
-        for item in batches(trained)
-    ]
-    found = task_gradients(trained.model, samples, trained.schema, weights={})
-    assert float(found.cosine_STT[:, 0, 1].mean()) < -0.2
-
-
-def test_a_task_without_a_label_in_a_batch_is_left_out_of_it(trained: TrainedRun) -> None:
-    first, second = batches(trained)[:2]
-    observed_BT = first.observed_BT.clone()
-    observed_BT[:, 1] = False
-    found = task_gradients(
-        trained.model, [replace(first, observed_BT=observed_BT), second], trained.schema, weights={}
-    )
-    assert found.cosine_STT[0, 0, 1].isnan()
-    assert not found.cosine_STT[1, 0, 1].isnan()
-    assert not found.norm_T.isnan().any()
-
-
-def test_removal_loses_what_a_second_evaluation_loses(trained: TrainedRun) -> None:
-    removals = Removals(trained.model, trained.schema)
-    for batch in batches(trained):
-        removals.add(batch)
-    own = next(item for item in removals.result() if item.own == "click")
-    watched = trained.model.program.mixing.watched()[0]
-    mine = tuple(e for e, group in enumerate(watched.groups) if group == "click")
-
-    def auc() -> float:
-        with torch.no_grad():
-            scores = torch.cat([trained.model(batch)[:, 0] for batch in batches(trained)])
-        labels = torch.cat([batch.labels_BT[:, 0] for batch in batches(trained)])
-        weights = torch.cat([batch.weights_B for batch in batches(trained)])
-        found: float = roc_auc_score(labels, scores, sample_weight=weights)
-        return found
-
-    whole = auc()
-    with without_experts([(watched, mine)]):
-        without = auc()
-    loss = next(item for item in own.losses if item.task == "click")
-    assert loss.difference == pytest.approx(whole - without, abs=1e-6)
-    assert loss.standard_error > 0
-
-
-def test_every_report_has_the_section_and_says_what_was_found(run: Path, tmp_path: Path) -> None:
-    evaluation = evaluate(run, tmp_path / "report")
-    report = read_report(tmp_path / "report")
-    assert report.format_version == 2
-    assert report == evaluation.report
-    assert report.experts is not None
-    assert report.experts.removals is None
-    assert len(report.experts.levels[0].experts) == 8
-    lines = [line for line in render_table(report).splitlines() if line.startswith("experts: ")]
-    assert lines == finding_lines(report.experts)
-
-
-def test_the_command_says_which_checkpoint_and_days_it_looked_at(run: Path) -> None:
-    found = examine(run, days="2026-01-03", checkpoint="CURRENT")
-    assert found.to_json()["days"] == ["2026-01-03"]
-    assert found.to_json()["removals"]
-    text = found.render()
-    assert "500 rows of 2026-01-03" in text
-    assert "own experts of click" in text
-
-
-def test_a_model_without_experts_is_said_to_have_none(tmp_path: Path) -> None:
-    small_data(tmp_path, rows={"2026-01-01": 200, "2026-01-02": 100, "2026-01-03": 100})
-    (tmp_path / "experiment.toml").write_text(TOML, encoding="utf-8")
-    overrides = ('model.mixing={ kind = "shared_bottom", hidden = [4] }', "train.epochs=1")
-    train(load_experiment(tmp_path / "experiment.toml", overrides=overrides), tmp_path / "run")
-    diagnosis = examine(tmp_path / "run").diagnosis
-    assert diagnosis.levels == ()
-    assert finding_lines(diagnosis)[-1] == (
-        "experts: shared_bottom has no experts to choose among, so only the tasks' gradients are looked at"
-    )
-    assert any(pair.cosine is not None for pair in diagnosis.pairs)
-
-
-def test_a_comparison_sums_up_all_tasks_and_names_who_pays() -> None:
-    def difference(first: float, second: float) -> Difference:
-        return Difference(first, second, first - second, 0.01, 0.0, 0.0, 0.0, 0.02)
-
-    def compared(auc: Difference | None) -> Comparison:
-        return Comparison(10, 5, 3, auc, None, None, None)
-
-    entries = {
-        "gains": compared(difference(0.80, 0.75)),
-        "pays": compared(difference(0.55, 0.60)),
-        "unsure": compared(difference(0.67, 0.70)),
-        "undefined": compared(None),
-    }
-    balance = SideBySide(Path("first"), Path("second"), entries).balance
-    assert balance is not None
-    assert balance.mean_gain_percent == pytest.approx(100 * (0.2 - 0.5 - 0.15) / 3)
-    assert balance.mean_gain_percent_plain == pytest.approx(
-        100 * (0.05 / 0.75 - 0.05 / 0.6 - 0.03 / 0.7) / 3
-    )
-    assert balance.worse == ("pays",)
-    assert balance.worst == "pays"
-    nothing = SideBySide(Path("first"), Path("second"), {"undefined": compared(None)})
-    assert nothing.balance is None
 
 
 def test_every_check_stands_in_its_document_with_its_threshold() -> None:

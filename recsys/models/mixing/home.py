@@ -84,6 +84,9 @@ class HoME(nn.Module):
                 groups=layer.plan.labels,
                 readers=layer.plan.readers,
                 native=layer.self_gates is not None,
+                self_gates=layer.self_gates,
+                feature_gates=layer.feature_gates and layer.feature_gates.opening,
+                gated=layer.plan.names if layer.feature_gates is not None else (),
             )
             for layer in (self.meta, self.specific)
         )
@@ -270,7 +273,8 @@ class FeatureGates(nn.Module):
     """Each group's input scaled dimension by dimension, by a gate in (0, 2) that starts at 1: -> [B, G, I].
 
     sum_l softmax(W x)_l * 2 sigmoid(x B_l A_l) (HoME, eq. 8 and 9), with A zero at first. x is [B, I], or [B, S, I]
-    where group g reads x[:, reads[g]].
+    where group g reads x[:, reads[g]]. `opening` is called once a group with the gate's values [B, I]: the place for a
+    probe's hook.
     """
 
     def __init__(self, width: int, *, reads: Sequence[int], parts: int, rank: int) -> None:
@@ -283,6 +287,7 @@ class FeatureGates(nn.Module):
             nn.init.xavier_uniform_(kernel)
         self.down = nn.Parameter(down.view(groups, parts, rank, width))
         self.up = nn.Parameter(torch.zeros(groups, parts, width, rank))
+        self.opening = nn.Identity()
         nn.init.normal_(self.choice, std=0.01)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -300,7 +305,8 @@ class FeatureGates(nn.Module):
             * torch.sigmoid(F.linear(F.linear(x_BI, self.down[group, part]), self.up[group, part]))
             for part in range(self.choice.shape[1])
         )
-        return x_BI * (2 * gate_BI)
+        opened_BI: Tensor = self.opening(2 * gate_BI)
+        return x_BI * opened_BI
 
 
 def _own_experts(plan: LayerPlan) -> list[tuple[int, ...]]:
