@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from recsys.models.experts import ExpertBank
+from recsys.models.gates import mix
 from recsys.models.probe import Watched
 from recsys.models.stages import Hidden, StageConfig
 
@@ -39,7 +40,8 @@ class CrossStitch(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for bank, stitch_TT in zip(self.banks, self.stitches, strict=True):
-            x = torch.matmul(stitch_TT.to(x.dtype), bank(x))
+            h_BTH = bank(x)
+            x = mix(stitch_TT.expand(h_BTH.shape[0], -1, -1), h_BTH)
         return x
 
     def watched(self) -> tuple[Watched, ...]:
