@@ -10,7 +10,7 @@ After MultiTab-Bench's generator, with a truth that is kept beside the labels:
 W belongs to the seed; x and labels are drawn afresh for each split. A model sees some of x as numbers, and the rest
 only as categories: buckets of random projections, of Zipf-distributed sizes. It cannot reach the oracle, which sees x.
 
-    python benchmarks/many_tasks.py FOLDER [--rows 100000] [--seed 0]
+    python benchmarks/many_tasks.py FOLDER [--rows 60000] [--seed 0]
 
 Axes: **B** rows, **T** tasks, **D** latent inputs, **G** categories, **C** categorical columns, **Q** points.
 """
@@ -79,7 +79,7 @@ class World:
 
 
 def write(folder: Path, *, rows: int = 60_000, seed: int = 0) -> None:
-    """Write `rows.parquet` of `rows` training rows and a fifth and half as many of validation and test."""
+    """Write `rows.parquet`: `rows` training rows, and as many of the other splits as `SPLITS` says."""
     made = world(seed)
     tables = [
         _rows(made, name, round(share * rows), np.random.default_rng([seed, 1 + number]))
