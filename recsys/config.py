@@ -19,7 +19,7 @@ from recsys.errors import ConfigError, nearest
 _TELLING: Mapping[str, tuple[str, ...]] = {
     "schema": ("columns", "keys", "tables", "features", "sequences", "tasks"),
     "pipeline": ("source", "sources", "joins", "labels", "histories", "split"),
-    "experiment": ("data", "model", "objective", "optimizer", "train", "evaluation"),
+    "experiment": ("data", "model", "objective", "optimizer", "train", "sharding", "evaluation"),
 }
 # What pydantic says of a value, in the words of the other messages.
 _WORDS: Mapping[str, str] = {

@@ -19,7 +19,8 @@ from recsys.config import Config, read_toml
 from recsys.day_names import DayNames, names_in
 from recsys.errors import ConfigError, nearest
 from recsys.models import ModelConfig, heads
-from recsys.schema import Schema, load_schema, parse_schema
+from recsys.schema import BagFeature, Schema, load_schema, parse_schema
+from recsys.sharding import ShardingConfig
 
 
 def _path(value: Any) -> Any:
@@ -122,6 +123,7 @@ class Experiment(Config):
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
+    sharding: ShardingConfig = ShardingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
     def load_schema(self) -> Schema:
@@ -138,7 +140,7 @@ class Experiment(Config):
         return schema
 
     def check_against(self, schema: Schema) -> None:
-        """Raise ConfigError when a task, column or metric named here does not fit the schema."""
+        """Raise ConfigError when a task, column, table or metric named here does not fit the schema."""
         named: dict[str, Iterable[str]] = {
             "objective.weights": self.objective.weights,
             "evaluation.reference": self.evaluation.reference,
@@ -156,6 +158,10 @@ class Experiment(Config):
             )
         self._check_order_penalty(schema)
         self._check_references(schema)
+        bags = [name for name, item in schema.features.items() if isinstance(item, BagFeature)]
+        self.sharding.check_names(
+            tables=schema.all_tables, listed=[*bags, *schema.sequences], where=self.schema_file
+        )
 
     def resolved(self, directory: Path) -> "Experiment":
         """This experiment with paths made absolute, relative ones counted from a directory."""

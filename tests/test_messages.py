@@ -1113,6 +1113,10 @@ CASES = [
          says=".../schema.toml: is not the schema that run was started with; restore it, or train a new run in another directory"),
     case("train: a run's directory in a place that cannot be made", "train experiment.toml log.csv/run",
          says="log.csv/run: cannot be written (Not a directory); choose another place"),
+    case("a constraint on an unknown table", "train experiment.toml other", add("experiment.toml", '[sharding.constraints]\nitems = {}\n'),
+         says="sharding.constraints: no table 'items' in ...schema.toml (did you mean 'item'?); known here: item, brand, genre"),
+    case("a length of an unknown bag", "train experiment.toml other --set sharding.lengths.genre=2",
+         says="sharding.lengths: no bag or sequence 'genre' in ...schema.toml (did you mean 'genres'?); known here: genres, recent"),
     # evaluate, baseline, compare, export
     case("evaluate: a day that is not built", "evaluate run other --days 2026-10-14",
          says=".../data: no day or split '2026-10-14' (did you mean '2026-10-04'?); it holds 2026-10-01 to 2026-10-04; build it, or list the days without it where the source has no rows for it"),
