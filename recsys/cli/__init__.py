@@ -16,7 +16,7 @@ import typer
 from pydantic import ValidationError
 from typer.exceptions import TyperException
 
-from recsys.cli import data, model, service
+from recsys.cli import cluster, data, model, service
 from recsys.cli.quickstart import quickstart
 from recsys.config import wrong_value
 from recsys.errors import UserError
@@ -59,6 +59,7 @@ for command in (
     data.build,
     data.check,
     data.rows,
+    cluster.plan,
     model.train,
     model.evaluate,
     model.doctor,

@@ -17,16 +17,30 @@ import torch, torch.distributed as dist
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.fused_embeddingbag import FusedEmbeddingBagCollectionSharder
 from recsys.schema import Schema
+from recsys.sharding import ShardingConfig
+from recsys.training.distributed.cluster import Cluster
+from recsys.training.distributed.demand import demands
+from recsys.training.distributed.described_tables import sharders
+from recsys.training.distributed.plan import Budget, Dense
+from recsys.training.distributed.sharding_plan import plan_module
 from tests.recsys.test_embeddings import RATE, TREE, embeddings, random_batch, some_loss
 
 class OneKind(FusedEmbeddingBagCollectionSharder):
     def sharding_types(self, compute_device_type): return [sys.argv[1]]
 
+def planned(module):
+    config, cluster = ShardingConfig(), Cluster(world_size=1, ranks_per_host=1, device="cpu")
+    budget = Budget(cluster, config.reserved, Dense(0))
+    asked = demands(schema, config)
+    plan = plan_module(module, asked, budget=budget, batch_size=16, config=config).sharding
+    return {"plan": plan, "sharders": sharders()}
+
 dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=0, world_size=1)
 schema = Schema.parse(TREE, where="schema.toml")
 alone, shared = embeddings(schema, "torchrec"), embeddings(schema, "torchrec")
 weights = {name: table.clone() for name, table in shared.table_weights().items()}
-wrapped = DistributedModelParallel(shared, device=torch.device("cpu"), sharders=[OneKind()])
+how = planned(shared) if sys.argv[1] == "planned" else {"sharders": [OneKind()]}
+wrapped = DistributedModelParallel(shared, device=torch.device("cpu"), **how)
 assert "Sharded" in type(shared.tables.collections[0]).__name__
 # TorchRec draws the rows of a sharded table anew.
 shared.load_table_weights(weights)
@@ -45,7 +59,7 @@ os._exit(0)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sharding", ["table_wise", "row_wise"])
+@pytest.mark.parametrize("sharding", ["table_wise", "row_wise", "planned"])
 def test_wrapped_tables_train_as_unwrapped_ones(sharding: str, tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-c", SCRIPT, sharding, str(tmp_path / "store")]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "LOCAL_WORLD_SIZE": "1"}

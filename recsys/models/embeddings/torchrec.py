@@ -8,7 +8,7 @@ Tables whose slots all have one bag a row share one collection. A ragged table, 
 read, has a collection of its own, fed with all of its ids as one stream: two lookups of one table would be two
 optimizer updates, and on CPU `EmbeddingCollection` is an order of magnitude slower.
 
-Only this module may import torchrec or fbgemm.
+Only this module and `recsys.training.distributed` may import torchrec or fbgemm.
 """
 
 import logging
@@ -54,7 +54,7 @@ class TorchRecTables(nn.Module):
         # The first lookup would tell users how TorchRec should ask whether it is being traced.
         logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
         for spec in specs:
-            _check(spec)
+            check_spec(spec)
         self._pooled_specs = tuple(spec for spec in specs if not spec.ragged)
         self._ragged_specs = tuple(spec for spec in specs if spec.ragged)
         groups = [[spec] for spec in self._ragged_specs]
@@ -115,7 +115,8 @@ class TorchRecTables(nn.Module):
             accumulators[spec.name].fill_(config.initial_accumulator)
 
 
-def _check(spec: TableSpec) -> None:
+def check_spec(spec: TableSpec) -> None:
+    """Raise ConfigError for a table that TorchRec's kernels or collections cannot hold."""
     if spec.dim % DIM_MULTIPLE:
         raise ConfigError(
             f"tables.{spec.name}: dim {spec.dim} is no multiple of {DIM_MULTIPLE}, which TorchRec's kernels need; "
