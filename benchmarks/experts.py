@@ -1,11 +1,13 @@
-"""Which form of parallel experts is fastest: a loop of products, one wide product first, or batched products.
+"""Which form of parallel experts is fastest: a loop of products, wide first products, or batched products.
 
-MMoE's experts and gates as they train (forward, backward, AdamW) and as they serve, in PyTorch's default float32, in
-float32 through oneDNN (`set_float32_matmul_precision("medium")`), in bf16 autocast, and in ONNX Runtime. Forms take
-turns within a round, so that what else the machine does falls on all alike. Prints medians, ratios to the loop, and
-what `recsys.models.experts.choose_form` chooses.
+First banks of several kinds as they train (forward and backward): of one input or several, deep or flat, large or
+small. Then MMoE's experts and gates as they train (with AdamW) and as they serve, in PyTorch's default float32, in
+float32 through oneDNN (`set_float32_matmul_precision("medium")`), in bf16 autocast, and in ONNX Runtime. Freed memory
+is kept, as in training. Forms take turns within a round, so that what else the machine does falls on all alike. Prints
+medians of CPU time (of wall-clock time for the MMoE, which may have several threads), ratios to the loop, and what
+`recsys.models.experts.choose_form` chooses.
 
-    python benchmarks/experts.py [--rounds 7] [--threads 1 2] [--rows 8192] [--serving-rows 500]
+    python benchmarks/experts.py [--rounds 7] [--threads 1 2] [--rows 8192] [--serving-rows 500] [--banks-only]
 """
 
 import argparse
@@ -21,14 +23,62 @@ import torch
 from torch import Tensor, nn
 
 from recsys.export import quiet_exporter
+from recsys.memory import keep_freed_memory
 from recsys.models.experts import ExpertBank, Form, choose_form
 from recsys.models.mixing.mmoe import MMoE
 
 FORMS: tuple[Form, ...] = get_args(Form)
 PRECISIONS = ("float32", "oneDNN float32", "bf16")
-TASKS = 2
+TASKS = ("click", "buy")
 
 Run = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A bank to train: `readers` experts of each of several inputs, or the experts of one input."""
+
+    name: str
+    width: int
+    hidden: tuple[int, ...]
+    rows: int
+    readers: tuple[int, ...]
+    normalized: bool = False
+
+    def bank(self) -> ExpertBank:
+        torch.manual_seed(0)
+        inputs = [stream for stream, count in enumerate(self.readers) for _ in range(count)]
+        return ExpertBank(
+            self.width,
+            self.hidden,
+            experts=len(inputs),
+            inputs=inputs,
+            normalized=self.normalized,
+        ).train()
+
+    def x(self) -> Tensor:
+        several = len(self.readers) > 1
+        shape = (self.rows, len(self.readers), self.width) if several else (self.rows, self.width)
+        return torch.randn(shape).requires_grad_()
+
+
+KINDS = (
+    Kind("MMoE", 416, (256, 128), 8192, (8,)),
+    Kind("MMoE", 208, (64, 32), 4096, (8,)),
+    Kind("MMoE", 208, (64, 32), 1024, (8,)),
+    Kind("MMoE", 64, (32, 16), 1024, (8,)),
+    Kind("MMoE", 416, (256, 128), 256, (8,)),
+    Kind("PLE level 1", 416, (256,), 8192, (8,)),
+    Kind("PLE level 2", 256, (128,), 8192, (3, 3, 2)),
+    Kind("CGC behind DTRN", 416, (256, 128), 8192, (3, 3, 2)),
+    Kind("CGC behind DTRN", 64, (32, 16), 1024, (3, 3, 3)),
+    Kind("AdaTT level 2", 208, (64,), 4096, (4, 4)),
+    Kind("PLE level 2", 64, (32,), 1024, (3, 3, 3)),
+    Kind("HoME level 2", 256, (128,), 8192, (2, 2, 2, 2), normalized=True),
+    Kind("HoME level 1", 64, (32,), 1024, (2, 2, 2), normalized=True),
+    Kind("towers", 128, (64,), 8192, (1, 1)),
+    Kind("towers", 16, (16,), 1024, (1, 1, 1)),
+)
 
 
 class FixedBank(ExpertBank):
@@ -61,6 +111,17 @@ def training_step(model: nn.Module, x_BI: Tensor, *, bf16: bool) -> Run:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+
+    return run
+
+
+def bank_step(bank: ExpertBank, x: Tensor, form: Form, *, bf16: bool) -> Run:
+    def run() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            out_BEH = bank.compute(x, form=form)
+        out_BEH.backward(torch.ones_like(out_BEH))  # type: ignore[no-untyped-call]
+        bank.zero_grad(set_to_none=True)
+        x.grad = None
 
     return run
 
@@ -103,7 +164,13 @@ class Speed:
     ratio: float
 
 
-def measure(runs: dict[Form, Run], *, rounds: int, precision: str) -> dict[Form, Speed]:
+def measure(
+    runs: dict[Form, Run],
+    *,
+    rounds: int,
+    precision: str,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[Form, Speed]:
     """The speed of each form, the forms taking turns."""
     torch.set_float32_matmul_precision("medium" if precision == "oneDNN float32" else "highest")
     milliseconds: dict[Form, list[float]] = {form: [] for form in runs}
@@ -111,9 +178,9 @@ def measure(runs: dict[Form, Run], *, rounds: int, precision: str) -> dict[Form,
         run()
     for _ in range(rounds):
         for form, run in runs.items():
-            start = time.perf_counter()
+            start = clock()
             run()
-            milliseconds[form].append(1000 * (time.perf_counter() - start))
+            milliseconds[form].append(1000 * (clock() - start))
     return {
         form: Speed(
             statistics.median(found),
@@ -129,11 +196,23 @@ def show(label: str, found: dict[Form, Speed], rows: int) -> None:
     cells = [f"{found[form].milliseconds:9.1f} ms {found[form].ratio:5.2f}x" for form in FORMS]
     best = max(found, key=lambda form: found[form].ratio)
     print(
-        f"{label:36}",
+        f"{label:60}",
         *cells,
         f"  {best}: {rows / found[best].milliseconds:.1f} k rows/s",
         flush=True,
     )
+
+
+def show_banks(rounds: int) -> None:
+    """Forward and backward of each kind of bank, on one thread."""
+    for kind in KINDS:
+        bank, x = kind.bank(), kind.x()
+        label = f"{kind.name} {bank.experts} x {list(kind.hidden)}, {kind.rows} rows"
+        for precision in PRECISIONS[1:]:
+            runs = {form: bank_step(bank, x, form, bf16=precision == "bf16") for form in FORMS}
+            found = measure(runs, rounds=rounds, precision=precision, clock=time.process_time)
+            show(f"{label}, {precision}", found, kind.rows)
+        print(f"{'':60} chosen: {choose_form(bank, x)}")
 
 
 def main() -> None:
@@ -143,15 +222,21 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8192)
     parser.add_argument("--serving-rows", type=int, default=500)
     parser.add_argument("--width", type=int, default=416)
+    parser.add_argument("--banks-only", action="store_true")
     options = parser.parse_args()
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    print(f"{'':60}", *(f"{form:>18}" for form in FORMS))
+    show_banks(options.rounds)
+    if options.banks_only:
+        return
     large, small = (
         torch.randn(options.rows, options.width),
         torch.randn(options.serving_rows, options.width),
     )
     print(
-        f"MMoE 8 x [256, 128], input {options.width}, {TASKS} tasks; median of {options.rounds}, ratio to the loop"
+        f"MMoE 8 x [256, 128], input {options.width}, {len(TASKS)} tasks; median of {options.rounds}, ratio to the loop"
     )
-    print(f"{'':36}", *(f"{form:>18}" for form in FORMS))
     for threads in options.threads:
         torch.set_num_threads(threads)
         models = {form: mmoe(form, options.width) for form in FORMS}
@@ -175,7 +260,6 @@ def main() -> None:
             measure(runtime, rounds=5 * options.rounds, precision="float32"),
             options.serving_rows,
         )
-    print("choice on this device:", choose_form(large))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Axes: **B** rows, **E** experts, **S** inputs, **I** input width, **H** expert w
 """
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Literal
 
 import torch
@@ -14,6 +15,8 @@ from recsys.errors import ConfigError
 
 Form = Literal["loop", "wide", "batched"]
 
+# Up to here the first layer's outputs, 2 MiB in float32, stay in a core's caches while all experts pass over them.
+_CACHED_OUTPUTS = 2**19
 # Fewer rows have a variance that says little of the next batch.
 _LEAST_NORMALIZED_ROWS = 32
 
@@ -46,6 +49,8 @@ class ExpertBank(nn.Module):
         self.experts = experts
         self.inputs = tuple(range(experts)) if inputs is None else tuple(inputs)
         assert len(self.inputs) == experts
+        # Neighbours that read the same of several inputs: that input, and how many they are.
+        self.readers = [(stream, len(list(run))) for stream, run in groupby(self.inputs)]
         self.width = hidden[-1]
         self.dropout = dropout
         self.activation: nn.Module = nn.SiLU() if normalized else nn.ReLU()
@@ -61,7 +66,7 @@ class ExpertBank(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, E, H] for x [B, I], or for x [B, S, I] when experts have inputs of their own."""
-        return self.compute(x, form=choose_form(x))
+        return self.compute(x, form=choose_form(self, x))
 
     def compute(self, x: Tensor, *, form: Form) -> Tensor:
         """The same output in a given form; forms differ in speed alone."""
@@ -113,14 +118,26 @@ class ExpertBank(nn.Module):
         return self._out(torch.stack(outputs, dim=1))
 
     def _wide(self, x: Tensor) -> Tensor:
-        """One product of all experts' first layers, then batched products."""
-        if x.dim() == 3:
-            return self._batched(x)
-        wide = F.linear(x, self.weights[0].flatten(0, 1), self.biases[0].flatten())
-        h_BEH = wide.view(x.shape[0], self.experts, -1)
+        """One product of the first layers of all experts that read the same input, then batched products."""
+        h_BEH = self._first_layers(x)
         if len(self.weights) == 1:
             return self._out(h_BEH)
         return self._batched_from(1, self._hidden(h_BEH).transpose(0, 1))
+
+    def _first_layers(self, x: Tensor) -> Tensor:
+        weight_EHI, bias_EH = self.weights[0], self.biases[0]
+        if x.dim() == 2:
+            wide = F.linear(x, weight_EHI.flatten(0, 1), bias_EH.flatten())
+        else:
+            sizes = [count for _, count in self.readers]
+            weights, biases = weight_EHI.split(sizes), bias_EH.split(sizes)
+            streams = x.unbind(1)
+            products = [
+                F.linear(streams[stream], weight.flatten(0, 1), bias.flatten())
+                for (stream, _), weight, bias in zip(self.readers, weights, biases, strict=True)
+            ]
+            wide = torch.cat(products, dim=1)
+        return wide.view(x.shape[0], self.experts, -1)
 
     def _batched(self, x: Tensor) -> Tensor:
         """One batched product over experts a layer."""
@@ -199,10 +216,20 @@ def fold_norms(module: nn.Module) -> None:
             item.fold_norm()
 
 
-def choose_form(x: Tensor) -> Form:
-    """The form for this device; `benchmarks/experts.py` prints the measurements behind it.
+def choose_form(bank: ExpertBank, x: Tensor) -> Form:
+    """The form for this bank, input and device; `benchmarks/experts.py` prints the measurements behind it.
 
-    On CPUs the loop is the fastest to train, because the other forms copy between layers, and at serving sizes no
-    slower in eager mode or exported; only single rows would gain from fewer launches. On GPUs launches count.
+    On CPUs a loop is the fastest to train where outputs are large: products of all experts at once then copy between
+    layers. Experts that share inputs share the product of an only layer. Where outputs stay in the caches, as on GPUs,
+    launches count. At serving sizes the forms differ little.
     """
-    return "loop" if x.device.type == "cpu" else "wide"
+    if x.device.type != "cpu":
+        return "wide" if x.dim() == 2 else "batched"
+    shared = x.dim() == 2 or len(bank.readers) < bank.experts
+    # An exported program serves any number of rows.
+    few = (
+        not torch.compiler.is_exporting() and x.shape[0] * bank.biases[0].numel() <= _CACHED_OUTPUTS
+    )
+    if shared and (few or len(bank.weights) == 1):
+        return "wide"
+    return "batched" if few else "loop"

@@ -193,12 +193,20 @@ def test_expert_dropout_acts_in_training_alone() -> None:
     assert (model(inputs()) != model(inputs())).any()
 
 
-@pytest.mark.parametrize("shape", [(ROWS, WIDTH), (ROWS, 4, WIDTH)])
+@pytest.mark.parametrize(
+    ("shape", "reads"),
+    [
+        ((ROWS, WIDTH), None),
+        ((ROWS, 4, WIDTH), (0, 1, 2, 3)),
+        ((ROWS, 3, WIDTH), (0, 0, 2, 2)),
+        ((ROWS, 2, WIDTH), (1, 0, 0, 1)),
+    ],
+)
 @pytest.mark.parametrize("hidden", [(5,), (6, 5), (4, 3, 2)])
 def test_every_form_of_a_bank_computes_the_same(
-    shape: tuple[int, ...], hidden: tuple[int, ...]
+    shape: tuple[int, ...], reads: tuple[int, ...] | None, hidden: tuple[int, ...]
 ) -> None:
-    bank = ExpertBank(WIDTH, hidden, experts=4)
+    bank = ExpertBank(WIDTH, hidden, experts=4, inputs=reads)
     for bias in bank.biases:
         torch.nn.init.normal_(bias)
     results = []
@@ -211,7 +219,7 @@ def test_every_form_of_a_bank_computes_the_same(
         torch.testing.assert_close(result, results[0], rtol=1e-4, atol=1e-5)
     expected = [
         [
-            relu_mlp(bank, e, row.double().numpy() if row.dim() == 1 else row[e].double().numpy())
+            relu_mlp(bank, e, (row if reads is None else row[reads[e]]).double().numpy())
             for e in range(4)
         ]
         for row in inputs(*shape)
