@@ -18,6 +18,7 @@ from many_tasks import (
     polynomials,
     rates,
     sigmoid,
+    standardized,
     task_weights,
     world,
     write,
@@ -65,7 +66,7 @@ def test_scores_of_given_degrees_correlate_as_the_closed_form_says() -> None:
     weights_TD = task_weights(np.full((6, 6), r) + (1 - r) * np.eye(6), 8, rng=rng)
 
     scores_BT = polynomials(rng.standard_normal((500_000, 8)) @ weights_TD.T, degrees_T)
-    found_TT = np.corrcoef(scores_BT.T)
+    found_TT = np.asarray(np.corrcoef(scores_BT.T))
 
     for t in range(6):
         for u in range(t + 1, 6):
@@ -73,6 +74,17 @@ def test_scores_of_given_degrees_correlate_as_the_closed_form_says() -> None:
             expected = covariances[a, b] / np.sqrt(variances[a] * variances[b])
             # Six deviations of a correlation of normal rows are .007; cubes spread wider.
             assert found_TT[t, u] == pytest.approx(expected, abs=0.01), (a, b)
+
+
+@pytest.mark.parametrize("degree", [1, 2, 3])
+def test_standardized_scores_have_mean_0_and_variance_1(degree: int) -> None:
+    # Exact for polynomials of this degree: Gauss-Hermite in the probabilists' weight.
+    nodes, weights = np.polynomial.hermite_e.hermegauss(16)
+    weights = weights / weights.sum()
+    degree_1 = np.array([degree])
+    scores = standardized(polynomials(nodes[:, None], degree_1), degree_1)[:, 0]
+    assert weights @ scores == pytest.approx(0, abs=1e-12)
+    assert weights @ scores**2 == pytest.approx(1, abs=1e-12)
 
 
 def test_positive_rates_spread_a_hundredfold_in_every_category_and_are_met() -> None:

@@ -74,6 +74,8 @@ def test_splits_differ_and_a_seed_gives_the_same_rows(rows: pa.Table, tmp_path: 
     assert pq.read_table(tmp_path / "rows.parquet").equals(rows)
     counts = {item["values"]: item["counts"] for item in rows["split"].value_counts().to_pylist()}
     assert {name: count / 4_000 for name, count in counts.items()} == planted.SPLITS
+    train, validation = rows.slice(0, 800), rows.slice(4_000, 800)
+    assert train["item_id"].to_pylist() != validation["item_id"].to_pylist()
 
 
 def test_sequences_are_short_and_some_are_empty(rows: pa.Table) -> None:
