@@ -26,9 +26,11 @@ class Estimate:
         """Whether the interval leaves out 0."""
         return abs(self.mean) > self.reach
 
-    def as_difference(self) -> str:
+    def as_difference(self, digits: int = 4) -> str:
         """With its sign, and bold where it is surely none of chance."""
-        text = f"{self.mean:+.4f} ± {self.reach:.4f}"
+        if math.isnan(self.reach):
+            return f"{self.mean:+.{digits}f}"
+        text = f"{self.mean:+.{digits}f} ± {self.reach:.{digits}f}"
         return f"**{text}**" if self.is_sure else text
 
 
