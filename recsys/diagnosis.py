@@ -44,7 +44,7 @@ class GateNumbers(_Frozen):
 
 
 class FeatureGateNumbers(_Frozen):
-    """A group's feature gate, averaged over rows: its deviation over units, and the share of them below 0.1 or above 1.9."""
+    """A group's mean feature gate: its deviation over units, and the share of those below 0.1 or above 1.9."""
 
     group: str
     spread: float
