@@ -1,6 +1,7 @@
 """The doctor finds the faults that are planted in experts and gates, and is silent about healthy ones."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -122,23 +123,27 @@ def test_an_order_of_tasks_that_only_half_of_the_rows_show_is_none() -> None:
     set_gates(stage, lambda gate, choice: 0.0)
     gates, x_BI = stage.level.gates[0], inputs()
     with torch.no_grad():
+        # Own experts: the second column lowers rare tasks' use, the third all use, and that of rare tasks least.
         for gate in range(8):
             gates.weight[4 * gate : 4 * gate + 2, 1] = -0.9 * gate
+            gates.weight[4 * gate : 4 * gate + 2, 2] = -4 + 0.01 * gate
     by_half = {name: (count // 2, count // 2) for name, count in labels.items()}
 
-    def coupled(*, last_half: float) -> LevelNumbers:
-        x_BI[:, 1] = 1
-        x_BI[ROWS // 2 :, 1] = last_half
+    def coupled(*, last_half: Sequence[float]) -> LevelNumbers:
+        x_BI[:, 1:3] = torch.tensor([1.0, 0.0])
+        x_BI[ROWS // 2 :, 1:3] = torch.tensor(last_half)
         watch = ExpertWatch(stage, rows=ROWS)
         with watch.attached(), torch.no_grad():
             stage(x_BI)
         return level_numbers(watch.levels[0], level=1, labels=by_half)
 
-    always, first = coupled(last_half=1), coupled(last_half=-0.02)
+    always, first = coupled(last_half=[1, 0]), coupled(last_half=[0, 1])
     assert always.density_coupling_by_half == pytest.approx((1, 1))
     assert "density_coupling" in checks([always])
-    assert (first.density_coupling or 0) > 0.9
+    assert first.density_coupling == pytest.approx(1)
     assert first.density_coupling_by_half == pytest.approx((1, -1))
+    own_masses = [gate.own_mass_relative or 0 for gate in first.gates]
+    assert min(own_masses) < 0.5 * max(own_masses)
     assert "density_coupling" not in checks([first])
 
 
