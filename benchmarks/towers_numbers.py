@@ -88,6 +88,14 @@ class Runs:
         ]
         return statistics.fmean(hits)
 
+    def pair_rankings(self) -> dict[str, float]:
+        """Mean over runs of how well each ranking finds the planted pairs, as an AUC; none in other suites."""
+        rankings = [item["pairs"]["rankings"] for item in self.records if "pairs" in item]
+        titles = rankings[0] if rankings else {}
+        return {
+            title: statistics.fmean(item[title]["auc"] for item in rankings) for title in titles
+        }
+
     def level_mean(self, name: str, worst: str) -> float | None:
         """The mean over runs of a level number's worst value, by `max` or `min` over levels."""
         pick = {"max": max, "min": min}[worst]

@@ -14,8 +14,10 @@ from towers_words import (
     PAIRS,
     PAPERS,
     PUBLISHED,
+    RANKINGS,
     REPRODUCE,
     anomaly_verdict,
+    pair_verdict,
     verdicts,
 )
 
@@ -220,27 +222,16 @@ def _number(value: float | None) -> str:
 
 
 def _pairs(runs: dict[str, Runs]) -> list[str]:
-    """How well a trained DTRN's own numbers, and what it loses, rank the planted pairs."""
-    measured = {
-        name: [record["pairs"]["auc"] for record in item.records]
-        for name, item in runs.items()
-        if item.first.get("pairs", {}).get("auc")
-    }
-    rows: Table = []
-    titles = list(dict.fromkeys(title for found in measured.values() for title in found[0]))
-    for name, found in measured.items():
-        means = {
-            title: [item[title] for item in found if item.get(title) is not None]
-            for title in titles
-        }
-        rows.append(
-            {"row": name}
-            | {
-                title.replace("_", " "): f"{sum(values) / len(values):.2f}" if values else ""
-                for title, values in means.items()
-            }
-        )
-    return ["### Are the planted pairs found?\n", PAIRS, _markdown(rows)] if rows else []
+    """How well a trained DTRN's own numbers, and what a model loses, rank the planted pairs."""
+    measured = {name: item.pair_rankings() for name, item in runs.items() if name != TREES}
+    titles = list(dict.fromkeys(title for found in measured.values() for title in found))
+    rows = [
+        {"row": name}
+        | {RANKINGS[title]: f"{found[title]:.2f}" if title in found else "" for title in titles}
+        for name, found in measured.items()
+    ]
+    verdict = pair_verdict(list(measured.values()))
+    return ["### Are the planted pairs found?\n", PAIRS, verdict, markdown(rows, left=("row",))]
 
 
 def _equal_experts(records: Path) -> list[str]:
