@@ -67,7 +67,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     tree["sequences"]["liked"] = {"item": {"table": "item", "column": "likes"}, "max_length": 3}
     schema = Schema.parse(tree, where="schema.toml")
     encoder = fit(schema, [full_rows(200, seed=1)])
-    model = trembling(build_model(schema, ModelConfig.parse(MODEL, where="test"), seed=0), seed=0)
+    fresh = build_model(schema, ModelConfig.parse(MODEL, where="test"), seed=0)
+    model = trembling(fresh, seed=0, deviation=0.35)
     root = tmp_path_factory.mktemp("dtrn")
     write_bundle(model, encoder, root, validation=encoder.encode(full_rows(64, seed=2)))
     return load_bundle(root)
