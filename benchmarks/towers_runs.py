@@ -76,6 +76,10 @@ class Place:
     def report(self, cell: Cell) -> Path:
         return self.folder / "reports" / f"{cell.table}-{cell.row}-{cell.seed}"
 
+    def has_report(self, cell: Cell) -> bool:
+        """Whether its report is published; while it is being written it is not."""
+        return (self.report(cell) / "CURRENT").is_file()
+
     def run(self, cell: Cell, rate: float) -> Path:
         return self.folder / "runs" / f"{cell.table}-{cell.row}-{cell.seed}-{rate:g}"
 
@@ -140,7 +144,7 @@ def measure(cell: Cell, scores: dict[str, float], work: Path) -> Record:
         "minus": {
             name: auc_differences(report, place.report(reference))
             for name, reference in _references(cell).items()
-            if place.report(reference).exists()
+            if place.has_report(reference)
         },
     }
     if cell.suite == "planted_behaviours":
