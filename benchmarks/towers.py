@@ -67,9 +67,8 @@ class Part:
 
     def _is_done(self, cell: Cell) -> bool:
         if cell.row in (*REFERENCES, TREES):
-            return (
-                is_fresh(cell)
-                and Place(self.suite, self.work / self.suite.name).report(cell).exists()
+            return is_fresh(cell) and Place(self.suite, self.work / self.suite.name).has_report(
+                cell
             )
         return is_fresh(cell) and not self.again
 
