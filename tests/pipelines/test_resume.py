@@ -27,12 +27,14 @@ ROOT = Path(__file__).parents[2]
 PARTS = 5
 # Runs the command line and gets a signal when a function is called for the n-th time.
 SIGNALLED = """
-import os, sys
+import os, signal, sys
 from functools import partial
 from importlib import import_module
 from pipelines import files, rows
 from recsys.cli import main
 
+# A shell's background jobs, and what they start, ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 number, owner, name, calls, *command = sys.argv[1:]
 rows.cut_into_parts = partial(files.cut_into_parts, part_rows=300)
 module, _, inner = owner.partition(":")
