@@ -1,5 +1,6 @@
 """Where a training step's time goes: shares by kind of work, and its matrix products on their own."""
 
+import statistics
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -58,17 +59,19 @@ def products_alone(step: Step) -> list[tuple[Step, int]]:
     return [(_call(func, operands), count) for (func, operands), count in counted.calls.items()]
 
 
-def profiled(step: Step, *, steps: int = 2) -> dict[str, float]:
-    """Share of a step's time that each operator itself takes.
+def profiled(step: Step, *, steps: int = 3) -> dict[str, float]:
+    """Share of a step's time that each operator itself takes, of medians over steps.
 
-    Wall-clock time: a neighbour on the machine slows all operators alike, and shares stay.
+    Wall-clock time, the only one that is known of an operator: a neighbour on the machine slows all alike, and a median
+    leaves out the operator that stood waiting.
     """
-    with profile(activities=[ProfilerActivity.CPU]) as found:
-        for _ in range(steps):
-            step()
-    times = {item.key: item.self_cpu_time_total for item in found.key_averages()}
-    total = sum(times.values())
-    return {name: time / total for name, time in times.items()}
+    found = [_times(step) for _ in range(steps)]
+    medians = {
+        name: statistics.median(times.get(name, 0.0) for times in found)
+        for name in {name for times in found for name in times}
+    }
+    total = sum(medians.values())
+    return {name: time / total for name, time in medians.items()}
 
 
 def by_part(shares: dict[str, float]) -> dict[str, float]:
@@ -105,6 +108,12 @@ def part_of(operator: str) -> str:
         if name in names:
             return part
     return "elementwise"
+
+
+def _times(step: Step) -> dict[str, float]:
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        step()
+    return {item.key: float(item.self_cpu_time_total) for item in found.key_averages()}
 
 
 def _call(func: Any, operands: tuple[Any, ...]) -> Step:
