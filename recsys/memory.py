@@ -10,7 +10,7 @@ def keep_freed_memory() -> bool:
     """Whether this process now keeps what it frees; False where the C library cannot be told (musl, macOS).
 
     glibc maps every block above 32 MiB anew and gives the end of its heap back, so that each training step meets its
-    activations as pages which the system first has to clear: a seventh of MMoE's time. A process that keeps them
+    activations as pages which the system first has to clear, about a tenth of its time. A process that keeps them
     stays as large as it ever was. torch's CPU tensors come from malloc; what mallopt says holds for all of the process.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
