@@ -1,111 +1,171 @@
-"""What the doctor costs: watching one training step in 200, and an evaluation that is watched.
+"""What the doctor costs a training: the same one with and without its watch over validation rows, in turns.
 
-CPU time, medians over rounds in which the measured parts take turns. A watched step is compared with a plain one, and
-the difference spread over the steps between two watched ones; a watched scoring pass looks at every n-th row, as
-evaluation does. The gradients of a report (8 x 1,024 rows) are a fixed cost that is not in it.
+    python benchmarks/doctor.py [--kinds mmoe ple home] [--epochs 8] [--rows 60000] [--batch 1024]
 
-    python benchmarks/doctor.py [--rounds 15] [--rows 4096] [--every 200] [--tasks 4]
+The simulated feed (five tasks) is written to a temporary folder and its first twelve days are trained on, day 13
+validating after every epoch. Two trainings of one configuration take turns epoch by epoch, in one process on one
+thread; which goes first alternates. Counted is the CPU time of the whole process, so that a busy neighbour disturbs
+little; batches are read beforehand, so that the watch is measured against steps and validation alone.
+
+Printed, with quartiles over the pairs: the ratio of whole epochs; and, steadier, what a validation takes more, as part
+of an epoch. All that the watch does takes place there, so each epoch's model is validated four times more in both ways.
 """
 
 import argparse
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from unittest import mock
 
 import torch
-from torch import Tensor, nn
 
-from recsys.evaluation.expert_statistics import ExpertWatch
-from recsys.models import mixings
+from recsys.batch import Batch
+from recsys.experiment import load_experiment
+from recsys.models.precision import use_fast_float32
+from recsys.run import create_run
+from recsys.training import trainer
 
-WIDTH = 416
-STAGES: dict[str, dict[str, object]] = {
-    "mmoe": {"experts": 8, "expert_hidden": [256, 128]},
-    "ple": {"levels": [[256], [128]]},
+# Of each epoch's model, with the watch and without it.
+VALIDATIONS = 4
+MIXINGS = {
+    "mmoe": '{ kind = "mmoe", experts = 8, expert_hidden = [256, 128] }',
+    "ple": '{ kind = "ple", levels = [[256], [128]] }',
+    "home": '{ kind = "home", groups = { a = ["click", "like", "purchase"], b = ["long_view", "watch_minutes"] } }',
+    "adatt": '{ kind = "adatt", levels = [[256], [128]] }',
 }
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Median CPU milliseconds."""
+    """CPU seconds of epochs, pair by pair, and how much longer validations took that were watched."""
 
-    step: float
-    watched_step: float
-    forward: float
-    watched_forward: float
-
-
-def training_step(stage: nn.Module, x_BI: Tensor) -> Callable[[], None]:
-    optimizer = torch.optim.AdamW(stage.parameters(), lr=1e-3, fused=True)
-
-    def run() -> None:
-        stage.train()
-        stage(x_BI).square().mean().backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return run
+    watched: list[float] = field(default_factory=list)
+    plain: list[float] = field(default_factory=list)
+    added: list[float] = field(default_factory=list)
 
 
-def watched(stage: nn.Module, run: Callable[[], None], *, every: int) -> Callable[[], None]:
-    watch = ExpertWatch(stage, every=every)
+class Unwatched:
+    """Stands where the watch stands, and looks at nothing."""
 
-    def watched_run() -> None:
-        with watch.attached():
-            run()
+    levels = ()
 
-    return watched_run
+    def attached(self) -> nullcontext[None]:
+        return nullcontext()
 
 
-def measure(stage: nn.Module, x_BI: Tensor, *, rounds: int, every_row: int) -> Costs:
-    step = training_step(stage, x_BI)
+def write_data(folder: Path, *, rows: int) -> None:
+    recsys = str(Path(sys.executable).with_name("recsys"))
+    size = ("--rows", str(rows), "--users", str(rows // 30), "--items", "300")
+    for arguments in (
+        ("simulate", "log", *size),
+        ("fit", "log/pipeline.toml", "log/encoder"),
+        ("build", "log/pipeline.toml", "log/data", "--encoder", "log/encoder"),
+    ):
+        subprocess.run((recsys, *arguments), cwd=folder, check=True, capture_output=True)
 
-    def forward() -> None:
-        stage.eval()
-        with torch.no_grad():
-            stage(x_BI)
 
-    runs = (
-        step,
-        watched(stage, step, every=1),
-        forward,
-        watched(stage, forward, every=every_row),
+def new_training(folder: Path, run: str, *, mixing: str, batch: int) -> trainer.Training:
+    overrides = (f"model.mixing={mixing}", f"data.batch_size={batch}", "train.threads=1")
+    experiment = load_experiment(folder / "log" / "experiment.toml", overrides=overrides)
+    return trainer.Training(create_run(folder / run, experiment))
+
+
+def first_epoch(training: trainer.Training) -> list[Batch]:
+    with closing(training.feed.batches(training.position)) as batches:
+        return [item.batch for item in islice(batches, training.feed.batches_per_epoch)]
+
+
+def cpu_seconds(run: Callable[[], object]) -> float:
+    began = time.process_time()
+    run()
+    return time.process_time() - began
+
+
+def in_turns(
+    first: Callable[[], object], second: Callable[[], object], turn: int
+) -> tuple[float, float]:
+    """CPU seconds of both; at odd turns the second goes first."""
+    if turn % 2:
+        late = cpu_seconds(second)
+        return cpu_seconds(first), late
+    return cpu_seconds(first), cpu_seconds(second)
+
+
+def measure(folder: Path, kind: str, *, epochs: int, batch: int) -> Costs:
+    watched, plain = (
+        new_training(folder, f"{kind}-{arm}", mixing=MIXINGS[kind], batch=batch)
+        for arm in ("watched", "plain")
     )
-    milliseconds: list[list[float]] = [[] for _ in runs]
-    for round_number in range(rounds + 1):
-        for found, run in zip(milliseconds, runs, strict=True):
-            start = time.process_time()
-            run()
-            # The first round warms up.
-            if round_number:
-                found.append(1000 * (time.process_time() - start))
-    return Costs(*(statistics.median(found) for found in milliseconds))
+    batches = first_epoch(watched)
+
+    def epoch(training: trainer.Training, validate: Callable[[trainer.Training], object]) -> None:
+        for rows in batches:
+            training.advance(rows)
+        validate(training)
+
+    # Both once, to warm up.
+    epoch(watched, trainer.Training.evaluate)
+    epoch(plain, unwatched)
+    costs = Costs()
+    for number in range(epochs):
+        with_watch, without = in_turns(
+            lambda: epoch(watched, trainer.Training.evaluate),
+            lambda: epoch(plain, unwatched),
+            number,
+        )
+        costs.watched.append(with_watch)
+        costs.plain.append(without)
+        for turn in range(VALIDATIONS):
+            with_watch, without = in_turns(watched.evaluate, lambda: unwatched(watched), turn)
+            costs.added.append(with_watch - without)
+    return costs
+
+
+def unwatched(training: trainer.Training) -> None:
+    with mock.patch.object(trainer, "watch_over", return_value=Unwatched()):
+        training.evaluate()
+
+
+def report(kind: str, costs: Costs, steps: int) -> str:
+    whole = statistics.median(costs.plain)
+    ratios = [
+        watched / plain - 1 for watched, plain in zip(costs.watched, costs.plain, strict=True)
+    ]
+    return (
+        f"{kind:5} {len(ratios)} pairs of epochs of {steps} steps, {whole:.2f} CPU s: watched {_quartiles(ratios)}; "
+        f"by validation alone {_quartiles([added / whole for added in costs.added])}, "
+        f"{1000 * statistics.median(costs.added):+.1f} ms"
+    )
+
+
+def _quartiles(values: Sequence[float]) -> str:
+    low, middle, high = statistics.quantiles(values, n=4)
+    return f"{middle:+.2%} ({low:+.2%} to {high:+.2%})"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--rows", type=int, default=4096)
-    parser.add_argument("--every", type=int, default=200)
-    parser.add_argument("--tasks", type=int, default=4)
-    parser.add_argument("--every-row", type=int, default=15, help="1 M rows a pass: every 15th")
+    parser.add_argument("--kinds", nargs="+", default=["mmoe", "ple", "home"], choices=MIXINGS)
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--rows", type=int, default=60_000)
+    parser.add_argument("--batch", type=int, default=1024)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    x_BI = torch.randn(options.rows, WIDTH, generator=torch.Generator().manual_seed(0))
-    tasks = tuple(f"t{number}" for number in range(options.tasks))
-    for kind, settings in STAGES.items():
-        config = mixings[kind].Config.parse({"kind": kind, **settings}, where=kind)
-        stage = mixings[kind](config, width=WIDTH, tasks=tasks)
-        found = measure(stage, x_BI, rounds=options.rounds, every_row=options.every_row)
-        more = (found.watched_step - found.step) / found.step
-        scoring = (found.watched_forward - found.forward) / found.forward
-        print(
-            f"{kind:5} step {found.step:7.1f} ms, watched {found.watched_step:7.1f} ms: {more:+.1%} of one step, "
-            f"{more / options.every:+.3%} when one in {options.every} is; forward {found.forward:6.1f} ms, every "
-            f"{options.every_row}th row watched {found.watched_forward:6.1f} ms: {scoring:+.1%}",
-            flush=True,
-        )
+    use_fast_float32(torch.device("cpu"))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_data(folder, rows=options.rows)
+        for kind in options.kinds:
+            costs = measure(folder, kind, epochs=options.epochs, batch=options.batch)
+            steps = options.rows * 12 // 14 // options.batch
+            print(report(kind, costs, steps), flush=True)
 
 
 if __name__ == "__main__":

@@ -53,24 +53,23 @@ class LevelStatistics:
         return sum(self.rows_W)
 
     @torch.no_grad()
-    def add(self, level: Level, *, every: int = 1, first_half: int | None = None) -> None:
-        """Add every n-th row of a forward pass, of which so many (all, if not given) are in the first half."""
+    def add(self, level: Level, *, first_half: int) -> None:
+        """Add the rows of a forward pass, of which so many are in the first half."""
         assert level.out_BEH is not None
         assert level.pre_BEH is not None
         assert level.gate_BTE is not None
-        out_BEH, gate_BGE = level.out_BEH[::every].float(), level.gate_BTE[::every].float()
-        cut = len(out_BEH) if first_half is None else -(-first_half // every)
-        for half, part_BGE in enumerate((gate_BGE[:cut], gate_BGE[cut:])):
+        out_BEH, gate_BGE = level.out_BEH.float(), level.gate_BTE.float()
+        for half, part_BGE in enumerate((gate_BGE[:first_half], gate_BGE[first_half:])):
             self.rows_W[half] += len(part_BGE)
             self.gate_WGE[half] += part_BGE.sum(dim=0)
-        self._add_outputs(out_BEH, level.pre_BEH[::every])
+        self._add_outputs(out_BEH, level.pre_BEH)
         norm_BE = self._add_pairs(out_BEH)
         self.strength_GE += (gate_BGE * norm_BE[:, None]).sum(dim=0)
         self.entropy_G += torch.special.entr(gate_BGE).sum(dim=(0, 2))
         if level.self_gate_BGE is not None:
-            own_BGE = level.self_gate_BGE[::every].float()
+            own_BGE = level.self_gate_BGE.float()
             self.self_share_G += _share_of_norm(own_BGE, gate_BGE, out_BEH).sum(dim=0)
-        self._add_feature_gates([gate_BI[::every] for gate_BI in level.feature_gates_BI])
+        self._add_feature_gates(level.feature_gates_BI)
 
     def _add_outputs(self, out_BEH: Tensor, pre_BEH: Tensor) -> None:
         active_BEH = pre_BEH >= _SWISH_INACTIVE if self._smooth else out_BEH > _ZERO
@@ -141,16 +140,18 @@ class ExpertWatch:
     @contextmanager
     def attached(self) -> Iterator["ExpertWatch"]:
         """Add every forward pass of the mixing stage until the block ends."""
-        probe, stage = Probe(), self._mixing
+        probe, stage = Probe(every=self._every), self._mixing
         assert isinstance(stage, nn.Module)
 
         def take(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             rows = len(output)
             first_half = of_first_half(self._passed, rows, self._first_half)
+            # Of every n-th row.
+            sampled = rows if first_half is None else -(-first_half // self._every)
             self._passed += rows
             for statistics, level in zip(self._statistics, probe.levels, strict=True):
                 if statistics is not None:
-                    statistics.add(level, every=self._every, first_half=first_half)
+                    statistics.add(level, first_half=sampled)
                 # Activations are not kept alive until the next pass.
                 level.clear()
 

@@ -61,10 +61,11 @@ class Level:
 
 
 class Probe:
-    """Levels of the latest forward pass inside `with probe.attached(mixing):`."""
+    """Levels of the latest forward pass inside `with probe.attached(mixing):`, every n-th row of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, every: int = 1) -> None:
         self.levels: list[Level] = []
+        self._every = every
 
     @contextmanager
     def attached(self, mixing: Watchable) -> Iterator["Probe"]:
@@ -73,7 +74,7 @@ class Probe:
         self.levels = [Level(groups=item.groups) for item in watched]
         handles = []
         for level, item in zip(self.levels, watched, strict=True):
-            handles += _hooks(level, item)
+            handles += _hooks(level, item, every=self._every)
         try:
             yield self
         finally:
@@ -109,43 +110,52 @@ def choices(gates: Gates | SelectiveGates) -> Tensor:
     return torch.ones(gates.weight.shape[:2], dtype=torch.bool)
 
 
-def _hooks(level: Level, item: Watched) -> list[RemovableHandle]:
+def _hooks(level: Level, item: Watched, *, every: int) -> list[RemovableHandle]:
     """Hooks that fill a level."""
     places = (
-        (item.bank.activation, _experts_into(level)),
-        (item.gates, _gates_into(level)),
-        (item.self_gates, _self_gates_into(level)),
-        (item.feature_gates, _feature_gate_into(level)),
+        (item.bank.activation, _experts_into),
+        (item.gates, _gates_into),
+        (item.self_gates, _self_gates_into),
+        (item.feature_gates, _feature_gate_into),
     )
-    return [module.register_forward_hook(hook) for module, hook in places if module is not None]
+    return [
+        module.register_forward_hook(hook(level, every))
+        for module, hook in places
+        if module is not None
+    ]
 
 
-def _experts_into(level: Level) -> Any:
+def _experts_into(level: Level, every: int) -> Any:
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        level.pre_BEH, level.out_BEH = inputs[0].detach(), output.detach()
+        level.pre_BEH, level.out_BEH = _rows(inputs[0], every), _rows(output, every)
 
     return hook
 
 
-def _gates_into(level: Level) -> Any:
+def _gates_into(level: Level, every: int) -> Any:
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        level.gate_BTE = output.detach()
+        level.gate_BTE = _rows(output, every)
 
     return hook
 
 
-def _self_gates_into(level: Level) -> Any:
+def _self_gates_into(level: Level, every: int) -> Any:
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        level.self_gate_BGE = output.detach()
+        level.self_gate_BGE = _rows(output, every)
 
     return hook
 
 
-def _feature_gate_into(level: Level) -> Any:
+def _feature_gate_into(level: Level, every: int) -> Any:
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        level.feature_gates_BI.append(output.detach())
+        level.feature_gates_BI.append(_rows(output, every))
 
     return hook
+
+
+def _rows(output: Tensor, every: int) -> Tensor:
+    """Every n-th row; a copy of these, so that the whole is not kept alive for them."""
+    return output.detach() if every == 1 else output.detach()[::every].clone()
 
 
 def _silencing(kept_E: Tensor) -> Any:
