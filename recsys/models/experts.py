@@ -137,7 +137,7 @@ class ExpertBank(nn.Module):
                 for (stream, _), weight, bias in zip(self.readers, weights, biases, strict=True)
             ]
             wide = torch.cat(products, dim=1)
-        return wide.view(x.shape[0], self.experts, -1)
+        return wide.view(x.shape[0], *weight_EHI.shape[:2])
 
     def _batched(self, x: Tensor) -> Tensor:
         """One batched product over experts a layer."""

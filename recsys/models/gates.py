@@ -59,7 +59,8 @@ class Gates(nn.Module):
     def _scores(self, x: Tensor) -> Tensor:
         if x.dim() == 2:
             bias = None if self.bias is None else self.bias.flatten()
-            return F.linear(x, self.weight.flatten(0, 1), bias).view(x.shape[0], self.tasks, -1)
+            scores = F.linear(x, self.weight.flatten(0, 1), bias)
+            return scores.view(x.shape[0], *self.weight.shape[:2])
         scores_TBE = torch.bmm(x.transpose(0, 1), self.weight.transpose(1, 2))
         scores_BTE = scores_TBE.transpose(0, 1)
         return scores_BTE if self.bias is None else scores_BTE + self.bias

@@ -66,6 +66,18 @@ def test_logits_have_a_row_and_a_task_axis_and_are_finite(case: Case, rows: int)
 
 
 @each_case
+def test_a_batch_without_rows_has_no_logits_and_a_zero_gradient(case: Case, schema: Schema) -> None:
+    """What a rank does when a last batch has fewer rows than there are ranks: its part in the others' steps."""
+    model, nothing = case.model(), from_encoded(encoded_rows(7).slice(0, 0), schema)
+    logits_BT = model(nothing)
+    assert logits_BT.shape == (0, 3)
+    loss(logits_BT, nothing, schema).backward()  # type: ignore[no-untyped-call]
+    for name, item in model.program.named_parameters():
+        assert item.grad is not None, name
+        assert not item.grad.any(), name
+
+
+@each_case
 def test_a_row_scores_alone_as_among_others(case: Case) -> None:
     model, table = case.model().eval(), encoded_rows(40)
     together = model(from_encoded(table, kinds.schema()))

@@ -119,9 +119,10 @@ class ConditionalTransformer(nn.Module):
     def _attention(self, events_ULK: Tensor, valid_UL: Tensor) -> Tensor:
         """Multi-head self-attention; no event attends to padding."""
         users, length, width = events_ULK.shape
-        split = self.query_key_value(events_ULK).view(users, length, 3, self.attention_heads, -1)
+        heads = self.attention_heads
+        split = self.query_key_value(events_ULK).view(users, length, 3, heads, width // heads)
         query, key, value = split.permute(2, 0, 3, 1, 4).unbind(0)
-        scores_UALL = query @ key.transpose(2, 3) * (width / self.attention_heads) ** -0.5
+        scores_UALL = query @ key.transpose(2, 3) * (width / heads) ** -0.5
         weights_UALL = _masked_softmax(scores_UALL, valid_UL[:, None, None])
         mixed_UALK = weights_UALL.to(value.dtype) @ value
         out_ULK: Tensor = self.attended(mixed_UALK.transpose(1, 2).flatten(2))

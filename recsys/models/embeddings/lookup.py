@@ -197,9 +197,10 @@ def pad(events_NK: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
     longest = max(1, int(lengths_B.max())) if len(lengths_B) else 1
     valid_BL = torch.arange(longest, device=lengths_B.device) < lengths_B[:, None]
     position_N = valid_BL.flatten().nonzero().squeeze(1)
-    grid = events_NK.new_zeros(valid_BL.numel(), events_NK.shape[1])
+    width = events_NK.shape[1]
+    grid = events_NK.new_zeros(valid_BL.numel(), width)
     grid.index_copy_(0, position_N, events_NK)
-    return grid.view(*valid_BL.shape, -1), valid_BL
+    return grid.view(*valid_BL.shape, width), valid_BL
 
 
 def _tables(

@@ -84,4 +84,4 @@ class MMoE(nn.Module):
         assert self.trunk is not None
         rows = x if x.dim() == 2 else x.flatten(0, 1)
         hidden: Tensor = self.trunk(rows)[:, 0]
-        return hidden if x.dim() == 2 else hidden.view(*x.shape[:2], -1)
+        return hidden if x.dim() == 2 else hidden.view(*x.shape[:2], hidden.shape[-1])
