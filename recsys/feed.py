@@ -98,6 +98,10 @@ class Feed:
             return Position(position.epoch, position.batch + 1)
         return Position(position.epoch + 1, 0)
 
+    def rows(self, position: Position) -> int:
+        """Rows over all ranks of the batch at a position."""
+        return min(self.batch_size, self.days.rows - position.batch * self.batch_size)
+
     def batches(self, start: Position = START) -> Generator[PlacedBatch, None, None]:
         """Batches from a position on, epoch after epoch without end; close the iterator to end its thread.
 
@@ -176,8 +180,9 @@ class _LastRead:
 def in_order(
     days: Days, *, batch_size: int, rank: int = 0, world_size: int = 1
 ) -> Generator[EncodedBatch, None, None]:
-    """All rows once, in stored order; a batch ends with its row group. Ranks take turns by batch.
+    """All rows once, in stored order; a batch ends with its row group.
 
+    Ranks take turns by batch, and those whose last turn does not come get an empty batch, so that all have as many.
     Raises DataError naming the file when one cannot be read.
     """
     return prefetched(_in_order(days, batch_size, rank, world_size))
@@ -198,6 +203,9 @@ def _in_order(days: Days, batch_size: int, rank: int, world_size: int) -> Iterat
                 encoded = table.slice(start, batch_size)
                 yield EncodedBatch(encoded, from_encoded(encoded, days.schema))
             number += 1
+    if 0 < number % world_size <= rank:
+        nothing = table.slice(0, 0)
+        yield EncodedBatch(nothing, from_encoded(nothing, days.schema))
 
 
 @dataclass(frozen=True)

@@ -16,22 +16,21 @@ alone (`recsys.training.checkpoint`). No file of a run is a pickle.
 
 import os
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
 import torch
-from torch import Tensor
 
 from recsys.cores import available_cores
 from recsys.encode import Encoder, load_encoder, read_encoder
 from recsys.errors import ArtifactError, ConfigError
 from recsys.experiment import Experiment, load_experiment
 from recsys.models import RankingModel, build_model
+from recsys.models.embeddings.stored import read_tables, write_tables
 from recsys.publish import CURRENT, Published, fsync_tree, resolve, versions
+from recsys.ranks import is_first, ranks_here
 from recsys.schema import Schema, parse_schema
+from recsys.tensor_files import read_tensors, write_tensors
 
 BEST = "BEST"
 CHECKPOINT_KIND = "checkpoint"
@@ -101,8 +100,8 @@ class TrainedRun:
         return self.directory.encoder
 
 
-def create_run(path: Path, experiment: Experiment) -> RunDirectory:
-    """A new run directory for an experiment. It appears as a whole or not at all.
+def create_run(path: Path, experiment: Experiment) -> None:
+    """Make a new run directory for an experiment. It appears as a whole or not at all.
 
     A run that never began (no metrics) is replaced. Raises ArtifactError when the path holds anything else, and what
     loading the schema and the encoder raises.
@@ -128,7 +127,6 @@ def create_run(path: Path, experiment: Experiment) -> RunDirectory:
         ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    return open_run(path)
 
 
 def remove_unless_begun(run: RunDirectory) -> None:
@@ -208,9 +206,10 @@ def resolve_checkpoint(directory: RunDirectory, checkpoint: str) -> Published:
 
 
 def write_weights(directory: Path, model: RankingModel) -> None:
-    """Write a model's parameters, buffers and tables into a directory."""
-    write_tensors(directory / _PROGRAM, model.program.state_dict())
-    write_tensors(directory / _TABLES, model.embeddings.table_weights())
+    """Write a model's parameters, buffers and tables into a directory; of several ranks each its part."""
+    if is_first():
+        write_tensors(directory / _PROGRAM, model.program.state_dict())
+    write_tables(directory / _TABLES, model.embeddings)
 
 
 def read_weights(directory: Path, model: RankingModel) -> None:
@@ -223,22 +222,7 @@ def read_weights(directory: Path, model: RankingModel) -> None:
             f"{directory / _PROGRAM}: does not fit this run's model ({str(error).splitlines()[0]}); "
             "it was made by another release or another experiment"
         ) from error
-    model.embeddings.load_table_weights(read_tensors(directory / _TABLES))
-
-
-def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write named tensors as safetensors."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    safetensors.torch.save_file(plain, file)
-
-
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU. Raises ArtifactError when it cannot be read."""
-    try:
-        tensors: dict[str, Tensor] = safetensors.torch.load_file(file)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise ArtifactError(f"{file}: cannot be read ({error}); use another checkpoint") from error
-    return tensors
+    read_tables(directory / _TABLES, model.embeddings)
 
 
 def choose_device(name: str) -> torch.device:
@@ -252,12 +236,12 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_threads(asked: int | None) -> int:
-    """Threads of one operator: as asked, else half of the cores that this process may use.
+    """Threads of one operator: as asked, else half of the cores that this process may use, shared with other ranks.
 
     The feed and the system get the rest: operators wait for their slowest thread, so one core that is busy elsewhere
     costs more than a second thread gains. Torch's own choice, which heeds OMP_NUM_THREADS, is the limit.
     """
-    return asked or max(1, min(torch.get_num_threads(), available_cores() // 2))
+    return asked or max(1, min(torch.get_num_threads(), available_cores() // 2 // ranks_here()))
 
 
 def _require_free(path: Path) -> None:

@@ -99,6 +99,18 @@ def _usage(error: TyperException) -> str:
 
 def main() -> None:
     """Run the command line; the console script of the package."""
+    try:
+        _main()
+    except SystemExit as end:
+        if "RANK" not in os.environ:
+            raise
+        # A worker of a training: threads of its process group may abort an interpreter that ends as usual.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code if isinstance(end.code, int) else 0)
+
+
+def _main() -> NoReturn:
     # Read when torch loads. Threads that spin while they wait stop a busy machine: up to 20 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = sys.argv[1:]

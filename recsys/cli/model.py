@@ -25,25 +25,42 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")
     ] = False,
+    workers: Annotated[
+        int,
+        typer.Option(min=1, help="Processes that share tables and batches (torchrun does too)."),
+    ] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Train a model; the best checkpoint is chosen on the validation days."""
     from recsys.experiment import load_experiment
+    from recsys.ranks import is_first
+    from recsys.training.distributed.launcher import launch, workers_option
+    from recsys.training.distributed.workers import check_backend, joined
     from recsys.training.trainer import train as run
 
-    tree = load_experiment(experiment, overrides=tuple(overrides or ()))
     root = run_directory or experiment.parent / "run"
-    try:
-        result = run(tree, root, resume=resume)
-    except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt(_kept(experiment, root, overrides or [])) from stop
-    show(result.to_json(), result.render(), as_json)
+    command = ["train", str(experiment), str(root)]
+    command += [part for override in overrides or [] for part in ("--set", override)]
+    if workers > 1:
+        # A mistake in the file is told before processes start.
+        tree = load_experiment(experiment, overrides=tuple(overrides or ()))
+        check_backend(tree.model.embeddings.backend)
+        options = ["--resume"] * resume + ["--json"] * as_json
+        launch([*command, *options], workers)
+        return
+    with joined():
+        tree = load_experiment(experiment, overrides=tuple(overrides or ()))
+        try:
+            result = run(tree, root, resume=resume)
+        except KeyboardInterrupt as stop:
+            again = ["recsys", *command, *workers_option()]
+            raise KeyboardInterrupt(_kept(again, root)) from stop
+        if is_first():
+            show(result.to_json(), result.render(), as_json)
 
 
-def _kept(experiment: Path, root: Path, overrides: list[str]) -> str:
+def _kept(command: list[str], root: Path) -> str:
     """What an interrupted training leaves, and how to go on with it."""
-    command = ["recsys", "train", str(experiment), str(root)]
-    command += [part for override in overrides for part in ("--set", override)]
     if not (root / "experiment.json").is_file():
         return f"nothing was written yet; start again with: {shlex.join(command)}"
     reached = (root / "checkpoints" / "CURRENT").is_file()

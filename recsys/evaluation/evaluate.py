@@ -4,7 +4,7 @@ Axes: **B** rows, **T** tasks.
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,13 +21,14 @@ from recsys.diagnosis import Diagnosis
 from recsys.errors import ConfigError
 from recsys.evaluation.checkup import Checkup
 from recsys.evaluation.metrics import evaluate_tasks
-from recsys.evaluation.outcomes import OutcomeAccumulator, Outcomes
+from recsys.evaluation.outcomes import OutcomeAccumulator, Outcomes, in_turns
 from recsys.experiment import Experiment
 from recsys.feed import EncodedBatch, in_order
 from recsys.layout import kept_column
 from recsys.models import RankingModel
 from recsys.predictions import PredictionWriter
 from recsys.publish import Published, publication
+from recsys.ranks import rank, to_first, world_size
 from recsys.report import (
     KIND,
     PREDICTIONS,
@@ -104,20 +105,27 @@ def evaluate(
 def outcomes_of(
     model: RankingModel, days: Days, *, batch_size: int, references: Mapping[str, str] | None = None
 ) -> Outcomes:
-    """The model's logits and the labels of all rows, and per task the kept column that `references` names."""
+    """The model's logits and the labels of all rows, and per task the kept column that `references` names.
+
+    Of several ranks, the first gets all rows, in the order in which they are stored, and the others their own.
+    """
     gathered = OutcomeAccumulator(days.schema.task_names)
     for scored in score_days(model, days, batch_size=batch_size):
         _add(gathered, scored, references or {})
-    return gathered.outcomes()
+    ranks = to_first(gathered.parts()) or [gathered.parts()]
+    return Outcomes.concatenate(in_turns(ranks))
 
 
 def score_days(model: RankingModel, days: Days, *, batch_size: int) -> Iterator[ScoredBatch]:
-    """Every stored row with its logits, in evaluation mode and float32; the model's mode is put back at the end."""
+    """Every stored row with its logits, in evaluation mode and float32; the model's mode is put back at the end.
+
+    Ranks take turns by batch; some may get a last one without rows, for they look rows of tables up together.
+    """
     device = next(model.program.parameters()).device
     was_training = model.training
     model.eval()
     try:
-        with closing(in_order(days, batch_size=batch_size)) as batches:
+        with closing(_turns(days, batch_size)) as batches:
             for rows in batches:
                 # Not inference_mode: fbgemm's CPU lookup exists as an autograd kernel alone.
                 with torch.no_grad():
@@ -125,6 +133,10 @@ def score_days(model: RankingModel, days: Days, *, batch_size: int) -> Iterator[
                 yield ScoredBatch(rows, logits_BT)
     finally:
         model.train(was_training)
+
+
+def _turns(days: Days, batch_size: int) -> Generator[EncodedBatch, None, None]:
+    return in_order(days, batch_size=batch_size, rank=rank(), world_size=world_size())
 
 
 def _write_predictions(

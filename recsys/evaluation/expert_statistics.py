@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from recsys.models.gates import mix
 from recsys.models.probe import Level, Probe, Watchable, Watched, choices
+from recsys.ranks import add_up_all, on_first
 
 # An output this small counts as zero. Below -6 Swish's slope is under 0.0123: a unit there hardly learns.
 _ZERO = 1e-6
@@ -101,14 +102,19 @@ class LevelStatistics:
             total_I + sum_I for total_I, sum_I in zip(before, sums, strict=True)
         ]
 
+    def add_up_ranks(self) -> None:
+        """Make the sums those over the rows of all ranks."""
+        rows_W = self.entropy_G.new_tensor(self.rows_W)
+        gates = (self.gate_WGE, self.strength_GE, self.entropy_G, self.self_share_G)
+        outputs = (self.active_EH, self.sum_EH, self.square_EH, self.magnitude_E, self.histogram_EK)
+        pairs = (self.cosine_EE, self.distance_EE)
+        add_up_all([rows_W, *gates, *outputs, *pairs, *self.feature_gates_I])
+        self.rows_W = [int(rows) for rows in rows_W]
+
     def _histogram(self, out_BEH: Tensor) -> Tensor:
         """Counts [E, K] over a range that the first rows fixed; what lies outside falls into the outer bins."""
         if self._range is None:
-            mean, reach = float(out_BEH.mean()), _REACH * float(out_BEH.std(correction=0))
-            self._range = (
-                max(mean - reach, float(out_BEH.min())),
-                min(mean + reach, float(out_BEH.max())),
-            )
+            self._range = on_first(lambda: _range_of(out_BEH))
         low, high = self._range
         bins_BEH = ((out_BEH - low) * (BINS / max(high - low, _ZERO))).long().clamp_(0, BINS - 1)
         experts = out_BEH.shape[1]
@@ -136,6 +142,11 @@ class ExpertWatch:
     @property
     def levels(self) -> list[LevelStatistics]:
         return [item for item in self._statistics if item is not None]
+
+    def add_up_ranks(self) -> None:
+        """Make the statistics those of the rows of all ranks, once every rank has seen its own."""
+        for statistics in self.levels:
+            statistics.add_up_ranks()
 
     @contextmanager
     def attached(self) -> Iterator["ExpertWatch"]:
@@ -174,6 +185,11 @@ def _share_of_norm(own_BGE: Tensor, gate_BGE: Tensor, out_BEH: Tensor) -> Tensor
     whole_BG = torch.linalg.vector_norm(mix(gate_BGE + own_BGE, out_BEH), dim=2)
     share_BG: Tensor = own_BG / whole_BG.clamp(min=_ZERO)
     return share_BG
+
+
+def _range_of(out_BEH: Tensor) -> tuple[float, float]:
+    mean, reach = float(out_BEH.mean()), _REACH * float(out_BEH.std(correction=0))
+    return max(mean - reach, float(out_BEH.min())), min(mean + reach, float(out_BEH.max()))
 
 
 def _watchable(stage: Any) -> Watchable:

@@ -1,12 +1,12 @@
 """Predictions and labels of all evaluated rows, gathered batch by batch and rank by rank.
 
-Exact metrics need all rows, so rows are what is kept: 9 bytes a task and 12 for weight and group. Ranks exchange
-`Outcomes` (plain arrays) and merge them; an average of each rank's AUC would be another number.
+Exact metrics need all rows, so rows are what is kept: 9 bytes a task and 12 for weight and group. Ranks send theirs
+to the first one; an average of each rank's AUC would be another number.
 
 Axes: **B** rows, **T** tasks.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -62,6 +62,12 @@ class Outcomes:
         )
 
 
+def in_turns(ranks: Iterable[Iterable[Outcomes]]) -> Iterator[Outcomes]:
+    """The batches of ranks that took turns, in the order of their turns."""
+    for turn in zip(*ranks, strict=True):
+        yield from turn
+
+
 class OutcomeAccumulator:
     """Gathers batches of outcomes. Batches are copied, so a caller may reuse its buffers."""
 
@@ -96,9 +102,9 @@ class OutcomeAccumulator:
         assert all(len(item) == rows for item in part.references.values())
         self._parts.append(part)
 
-    def merge(self, other: Outcomes) -> None:
-        """Add what another rank gathered."""
-        self._parts.append(other)
+    def parts(self) -> list[Outcomes]:
+        """What was gathered, batch by batch."""
+        return self._parts
 
     def outcomes(self) -> Outcomes:
         """All rows so far. Raises DataError when there are none."""

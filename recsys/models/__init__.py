@@ -119,13 +119,21 @@ def build_model(
     *,
     seed: int,
     device: torch.device | str = "cpu",
+    tables_device: torch.device | str | None = None,
 ) -> RankingModel:
     """A freshly initialised model on a device: a function of schema, configuration and seed alone.
 
-    Raises ConfigError when the embedding backend cannot hold the schema's tables.
+    `tables_device` is "meta" for tables that are sharded next. Raises ConfigError when the embedding backend cannot
+    hold the schema's tables.
     """
     device = torch.device(device)
-    embeddings = Embeddings(schema, config.embeddings, seed=seed, device=device)
+    embeddings = Embeddings(
+        schema,
+        config.embeddings,
+        seed=seed,
+        device=device,
+        tables_device=torch.device(tables_device or device),
+    )
     return RankingModel(embeddings, build_program(schema, config, seed=seed).to(device))
 
 

@@ -1,6 +1,6 @@
 """Parallel MLPs in the form that a device likes best.
 
-Axes: **B** rows, **E** experts, **S** inputs, **I** input width, **H** expert width.
+Axes: **B** rows, **E** experts, **S** inputs, **I** input width, **H** expert width, **U** units of all experts.
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recsys.errors import ConfigError
+from recsys.ranks import add_up_uses, world_size
 
 Form = Literal["loop", "wide", "batched"]
 
@@ -169,8 +170,8 @@ class ExpertBank(nn.Module):
 class BatchNorm(nn.Module):
     """Every unit of every expert normalised over the batch, scaled and shifted: [B, E, H] -> [B, E, H].
 
-    In training the batch's own mean and variance; else the running ones. A single row has no variance: it takes the
-    running statistics in training too. Float32 under autocast.
+    In training the batch's own mean and variance, over the rows of all ranks; else the running ones. A single row has
+    no variance: it takes the running statistics in training too. Float32 under autocast.
     """
 
     running_mean: Tensor
@@ -186,17 +187,39 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(experts * width))
 
     def forward(self, h_BEH: Tensor) -> Tensor:
-        normalized = F.batch_norm(
-            h_BEH.flatten(1).float(),
+        h_BU = h_BEH.flatten(1).float()
+        together = self.training and world_size() > 1
+        normalized_BU = self._over_ranks(h_BU) if together else self._alone(h_BU)
+        return normalized_BU.view_as(h_BEH).to(h_BEH.dtype)
+
+    def _alone(self, h_BU: Tensor) -> Tensor:
+        return F.batch_norm(
+            h_BU,
             self.running_mean,
             self.running_var,
             self.norm_scale,
             self.norm_shift,
-            training=self.training and h_BEH.shape[0] > 1,
+            training=self.training and h_BU.shape[0] > 1,
             momentum=self.momentum,
             eps=self.epsilon,
         )
-        return normalized.view_as(h_BEH).to(h_BEH.dtype)
+
+    def _over_ranks(self, h_BU: Tensor) -> Tensor:
+        """The same over the rows of all ranks. Torch's own layer for this runs on GPUs alone."""
+        own = torch.cat([h_BU.sum(dim=0), h_BU.new_tensor([float(len(h_BU))])])
+        sum_U, rows = torch.split(add_up_uses(own), [h_BU.shape[1], 1])
+        mean_U = sum_U / rows
+        # Of the deviations: a mean of squares less a squared mean would lose digits.
+        var_U = add_up_uses((h_BU - mean_U).square().sum(dim=0)) / rows
+        several = rows > 1
+        mean_U = torch.where(several, mean_U, self.running_mean)
+        with torch.no_grad():
+            unbiased_U = torch.where(several, var_U * rows / (rows - 1), self.running_var)
+            self.running_mean.lerp_(mean_U, self.momentum)
+            self.running_var.lerp_(unbiased_U, self.momentum)
+        var_U = torch.where(several, var_U, self.running_var)
+        scale_U = self.norm_scale * (var_U + self.epsilon).rsqrt()
+        return (h_BU - mean_U) * scale_U + self.norm_shift
 
 
 def require_batch_rows(module: nn.Module, batch_size: int) -> None:

@@ -4,7 +4,7 @@
 checkpoints/<version>/
   program.safetensors tables.safetensors                       the model (recsys.run)
   table_optimizer.safetensors dense_optimizer.safetensors      row-wise Adagrad's sums; AdamW's moments and counts
-  random.safetensors                                           torch's generators
+  random.safetensors                                           torch's generators, of every rank
   balance.safetensors                                          what the balancing method learned, if it learns
   state.json                                                   step, position in the feed, builds of the days
 ```
@@ -15,6 +15,8 @@ either: it is read from the recorded metrics.
 
 import json
 import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,17 +28,18 @@ from recsys.days import Build
 from recsys.errors import ArtifactError
 from recsys.feed import Position
 from recsys.models import RankingModel
+from recsys.models.embeddings.stored import read_table_optimizer, write_table_optimizer
 from recsys.publish import CURRENT, Published, point, prune, publication, read_version, versions
+from recsys.ranks import is_first, on_first, rank, to_first, wait_for_all
 from recsys.run import (
     BEST,
     CHECKPOINT_KIND,
     RunDirectory,
-    read_tensors,
     read_weights,
     resolve_checkpoint,
-    write_tensors,
     write_weights,
 )
+from recsys.tensor_files import read_tensors, write_tensors
 from recsys.training.balancing.method import Balance
 from recsys.training.optim import DenseOptimizer
 
@@ -66,24 +69,23 @@ def save_checkpoint(
     optimizer: DenseOptimizer,
     balance: Balance,
     progress: Progress,
-) -> Published:
-    """Publish a checkpoint and move CURRENT to it."""
+) -> None:
+    """Publish a checkpoint and move CURRENT to it. Ranks write it together: its format knows nothing of them."""
     metadata = run.digests | {
         "step": progress.step,
         "labels_digest": progress.train[0].labels_digest,
     }
-    with publication(run.checkpoints, kind=CHECKPOINT_KIND, metadata=metadata) as draft:
-        write_weights(draft.path, model)
-        write_tensors(draft.path / _TABLE_OPTIMIZER, model.embeddings.optimizer_state())
-        write_tensors(draft.path / _DENSE_OPTIMIZER, optimizer.state())
-        write_tensors(draft.path / _RANDOM, random_state())
-        if balance_state := balance.state():
-            write_tensors(draft.path / _BALANCE, balance_state)
-        state = {"format_version": FORMAT_VERSION} | asdict(progress)
-        (draft.path / _STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
-    assert draft.published is not None
-    logger.info("checkpoint step=%d version=%s", progress.step, draft.published.version)
-    return draft.published
+    with _publication(run.checkpoints, metadata) as path:
+        write_weights(path, model)
+        write_table_optimizer(path / _TABLE_OPTIMIZER, model.embeddings)
+        random = to_first(random_state())
+        if is_first():
+            write_tensors(path / _DENSE_OPTIMIZER, optimizer.state())
+            write_tensors(path / _RANDOM, _by_rank(random))
+            if balance_state := balance.state():
+                write_tensors(path / _BALANCE, balance_state)
+            state = {"format_version": FORMAT_VERSION} | asdict(progress)
+            (path / _STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
 
 
 def read_progress(run: RunDirectory) -> tuple[Published, Progress] | None:
@@ -99,11 +101,14 @@ def restore(
 ) -> None:
     """Fill model, optimizers, balancing method and torch's generators from a checkpoint."""
     read_weights(published.path, model)
-    model.embeddings.load_optimizer_state(read_tensors(published.path / _TABLE_OPTIMIZER))
+    read_table_optimizer(published.path / _TABLE_OPTIMIZER, model.embeddings)
     optimizer.load_state(read_tensors(published.path / _DENSE_OPTIMIZER))
     if balance.state():
         balance.load_state(read_tensors(published.path / _BALANCE))
-    set_random_state(read_tensors(published.path / _RANDOM))
+    random = _of_rank(read_tensors(published.path / _RANDOM))
+    # A rank that the checkpoint does not know of, for fewer wrote it, keeps what its seed gave it.
+    if random:
+        set_random_state(random)
 
 
 def mark_best(run: RunDirectory, step: int, *, keep: int) -> str | None:
@@ -139,6 +144,33 @@ def set_random_state(state: dict[str, Tensor]) -> None:
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
+
+
+@contextmanager
+def _publication(root: Path, metadata: Mapping[str, Any]) -> Iterator[Path]:
+    """Where all ranks write a checkpoint, which the first one publishes when the block ends well."""
+    with ExitStack() as stack:
+        draft = on_first(
+            lambda: stack.enter_context(publication(root, kind=CHECKPOINT_KIND, metadata=metadata))
+        )
+        yield draft.path
+        wait_for_all()
+    if is_first():
+        logger.info("checkpoint step=%d version=%s", metadata["step"], draft.path.name)
+
+
+def _by_rank(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The generators' states of all ranks: those of the first one under their names alone, as one process has them."""
+    return {
+        name if number == 0 else f"{name}/{number}": state
+        for number, states_of_rank in enumerate(states)
+        for name, state in states_of_rank.items()
+    }
+
+
+def _of_rank(states: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    own = "" if is_first() else f"/{rank()}"
+    return {name: states[name + own] for name in ("cpu", "cuda") if name + own in states}
 
 
 def _read_state(file: Path) -> Progress:

@@ -15,6 +15,7 @@ from typing import Any, Protocol, Self
 from tqdm import tqdm
 
 from recsys.errors import ArtifactError
+from recsys.ranks import is_first
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,27 @@ class Journal:
         self.close()
 
 
+class Silence:
+    """The journal and the progress of a rank that only listens: the first one tells for all."""
+
+    def append(self, record: Record) -> None:
+        return
+
+    def validations(self) -> list[Record]:
+        return []
+
+    def update(self, step: int, loss: float, samples_per_second: float) -> None:
+        return
+
+    def close(self) -> None:
+        return
+
+
+def open_journal(file: Path, tensorboard: Path, *, start: int) -> Journal | Silence:
+    """The journal of the first rank, or what stands for it on the others."""
+    return Journal(file, tensorboard, start=start) if is_first() else Silence()
+
+
 def read_records(file: Path) -> list[Record]:
     """The records of a `metrics.jsonl`, oldest first; none when there is no file yet.
 
@@ -92,7 +114,9 @@ class Progress(Protocol):
 
 
 def progress_to(total_steps: int, *, start: int) -> Progress:
-    """A bar when standard error is a terminal, else a log line per update."""
+    """A bar when standard error is a terminal, else a log line per update; from the first rank alone."""
+    if not is_first():
+        return Silence()
     return _Bar(total_steps, start) if sys.stderr.isatty() else _Lines(total_steps)
 
 

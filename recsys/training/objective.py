@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from recsys.errors import ConfigError, nearest
 from recsys.experiment import ObjectiveConfig
 from recsys.models.heads.towers import parents_of
+from recsys.ranks import add_up
 from recsys.schema import Schema
 
 
@@ -84,8 +85,9 @@ class Objective(nn.Module):
         losses_BT = self._losses(logits_BT, labels_BT)
         if self.order is not None:
             losses_BT = losses_BT + self.order(logits_BT, observed_BT)
-        weight_T = used_BT.sum(dim=0)
-        by_task_T = (used_BT * losses_BT).sum(dim=0) / weight_T.clamp(min=1.0)
+        # Of the rows of all ranks: a mean of their means would be another number.
+        weight_T = add_up(used_BT.sum(dim=0))
+        by_task_T = add_up((used_BT * losses_BT).sum(dim=0)) / weight_T.clamp(min=1.0)
         return Loss((self.task_weights_T * by_task_T).sum(), by_task_T, weight_T)
 
     def _losses(self, logits_BT: Tensor, labels_BT: Tensor) -> Tensor:

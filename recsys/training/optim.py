@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from recsys.experiment import OptimizerConfig
+from recsys.ranks import add_up_all
 
 
 class HasLearningRate(Protocol):
@@ -75,8 +76,9 @@ class DenseOptimizer:
         self._adamw = torch.optim.AdamW(groups, lr=config.dense_lr, fused=True)
 
     def step(self, learning_rate: float) -> Tensor:
-        """Clip, update, drop the gradients; returns the global gradient norm from before the clipping."""
+        """Add up over ranks, clip, update, drop the gradients; returns their global norm from before the clipping."""
         gradients = [item.grad for item in self._named.values() if item.grad is not None]
+        add_up_all(gradients)
         norm = torch.nn.utils.get_total_norm(gradients)
         if self._clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self._named.values(), self._clip_norm, norm)

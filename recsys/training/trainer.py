@@ -1,7 +1,7 @@
 """The one training loop.
 
-Everything a step needs is in `Training`; `train` opens a new run or goes on with one, and loops. The loop knows neither
-ranks nor process groups: a sharded training wraps the feed and the model that it is given.
+Everything a step needs is in `Training`; `train` opens a new run or goes on with one, and loops. The loop is that of
+one process as of many ranks, of which the first alone writes records.
 
 Bit-equal resumption rests on four things: the feed's order is a function of (seed, epoch), the learning rates are a
 function of the step, a checkpoint holds every state that a step changes, and evaluations fall on fixed steps.
@@ -16,44 +16,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from recsys.batch import Batch
-from recsys.day_names import DayRange
-from recsys.days import Build, Days, open_days
-from recsys.errors import ConfigError, TrainingError, UserError
-from recsys.evaluation.checkup import watch_over
-from recsys.evaluation.evaluate import outcomes_of
-from recsys.evaluation.experts import headlines
-from recsys.evaluation.metrics import evaluate_tasks
+from recsys.errors import ConfigError, UserError
 from recsys.experiment import Experiment, load_experiment
-from recsys.feed import START, Feed
 from recsys.memory import keep_freed_memory
-from recsys.models.experts import require_batch_rows
 from recsys.models.precision import use_fast_float32
+from recsys.ranks import is_first, on_first
 from recsys.run import (
     RunDirectory,
     choose_device,
     choose_threads,
     create_run,
-    new_model,
     open_run,
     remove_unless_begun,
 )
-from recsys.training.balancing import build_balance
-from recsys.training.checkpoint import Progress, mark_best, read_progress, restore, save_checkpoint
-from recsys.training.forward import Forward
-from recsys.training.funnel_labels import warn_of_funnel_breaks
-from recsys.training.journal import Journal, Record, progress_to
-from recsys.training.objective import Loss, build_objective, mean_by_task
-from recsys.training.optim import Optimizer
-from recsys.training.selection import best_record, criterion_for, evaluations_since_best, numbers_of
+from recsys.training.checkpoint import mark_best
+from recsys.training.journal import Journal, Record, Silence, open_journal, progress_to
+from recsys.training.objective import Loss, mean_by_task
+from recsys.training.selection import best_record, evaluations_since_best
+from recsys.training.training import Training
 
 logger = logging.getLogger(__name__)
-
-_SHOWN_ROW_KEYS = 5
-# To watch a row costs about what it costs to train on it: one in so many keeps that under 1 %.
-_WATCHED_OF = 200
 
 
 @dataclass(frozen=True)
@@ -96,150 +79,18 @@ def train(experiment: Experiment | Path, run: Path, *, resume: bool = False) -> 
     TrainingError when the loss stops being a number.
     """
     asked = load_experiment(experiment) if isinstance(experiment, Path) else experiment
-    if not resume:
-        new = create_run(run, asked)
-        try:
-            return _fit(new)
-        except UserError:
+    if resume:
+        directory = open_run(run)
+        _require_same(directory, asked)
+        return _fit(directory)
+    on_first(lambda: create_run(run, asked))
+    new = open_run(run)
+    try:
+        return _fit(new)
+    except UserError:
+        if is_first():
             remove_unless_begun(new)
-            raise
-    directory = open_run(run)
-    _require_same(directory, asked)
-    return _fit(directory)
-
-
-class Training:
-    """A run in progress: model, optimizers, feed, and how far it is."""
-
-    def __init__(self, run: RunDirectory) -> None:
-        experiment = run.experiment
-        settings = experiment.train
-        self.run = run
-        self.device = choose_device(settings.device)
-        self.criterion = criterion_for(run.schema, settings.metric)
-        found = read_progress(run)
-        pinned = found[1] if found is not None else None
-        self.train_days = self._days(experiment.data.train, pinned.train if pinned else None)
-        self.validation_days = self._days(
-            experiment.data.validation,
-            pinned.validation if pinned else None,
-            labels_digest=self.train_days.labels_digest,
-        )
-        self.feed = Feed(
-            self.train_days,
-            batch_size=experiment.data.batch_size,
-            seed=settings.seed,
-            window_rows=experiment.data.window_rows,
-        )
-        steps = settings.epochs * self.feed.batches_per_epoch
-        self.total_steps = steps if settings.steps is None else min(steps, settings.steps)
-        self.model = new_model(run, self.device)
-        require_batch_rows(self.model.program, experiment.data.batch_size)
-        objective = build_objective(run.schema, experiment.objective).to(self.device)
-        self.forward = Forward(self.model, objective, precision=settings.precision)
-        self.balance = build_balance(
-            experiment.objective.balance,
-            self.model.program,
-            task_weights_T=objective.task_weights_T,
-            steps_per_epoch=self.feed.batches_per_epoch,
-            total_steps=self.total_steps,
-            seed=settings.seed,
-        )
-        self.optimizer = Optimizer(
-            self.model.program.named_parameters(),
-            self.model.embeddings,
-            config=experiment.optimizer,
-            total_steps=self.total_steps,
-        )
-        self.step, self.position = 0, START
-        if found is None:
-            warn_of_funnel_breaks(self.train_days)
-            torch.manual_seed(settings.seed)
-            self.model.program.initialize_output_bias(self.train_days.label_means())
-        else:
-            published, progress = found
-            restore(published, self.model, self.optimizer.dense, self.balance)
-            self.step, self.position = progress.step, progress.position
-        self.model.train()
-
-    def advance(self, batch: Batch) -> Loss:
-        """One step: forward, loss, backward with the tables' update in it, dense update. Raises TrainingError."""
-        on_device = batch.to(self.device)
-        self.optimizer.before_backward(self.step)
-        repeat = self.forward.repeat(on_device)
-        loss = self.forward.loss(on_device)
-        self.balance.backward(loss, self.step)
-        norm = self.optimizer.after_backward(self.step)
-        # One look at the device a step: a sum is finite only if both terms are.
-        if not torch.isfinite(loss.total.detach() + norm):
-            raise TrainingError(self._diverged(batch, loss, norm))
-        self.balance.after_step(loss, self.step, repeat)
-        self.step += 1
-        self.position = self.feed.after(self.position)
-        return loss
-
-    def evaluate(self) -> Record:
-        """The validation record of the present model."""
-        watch = watch_over(
-            self.model,
-            self.validation_days,
-            about_rows=self._rows_between_evaluations // _WATCHED_OF,
-        )
-        with watch.attached():
-            outcomes = outcomes_of(
-                self.model,
-                self.validation_days,
-                batch_size=self.run.experiment.evaluation.batch_size,
-            )
-        entries = evaluate_tasks(outcomes, self.run.schema.tasks)
-        return {
-            "kind": "validation",
-            "step": self.step,
-            "epoch": self.step / self.feed.batches_per_epoch,
-            "metric": self.criterion.metric,
-            "score": self.criterion.score(entries),
-            "entries": {entry.name: numbers_of(entry) for entry in entries},
-            "experts": headlines(watch),
-        }
-
-    def save(self) -> None:
-        progress = Progress(
-            self.step, self.position, self.train_days.builds, self.validation_days.builds
-        )
-        save_checkpoint(self.run, self.model, self.optimizer.dense, self.balance, progress)
-
-    @property
-    def _rows_between_evaluations(self) -> int:
-        steps = self.run.experiment.train.evaluate_every or self.feed.batches_per_epoch
-        return steps * self.feed.batch_size
-
-    def _days(
-        self,
-        days: DayRange | Sequence[str],
-        builds: Sequence[Build] | None,
-        *,
-        labels_digest: str | None = None,
-    ) -> Days:
-        versions = None if builds is None else {build.day: build.version for build in builds}
-        # A range means the days that were there when the run began.
-        directory = self.run.experiment.data.directory
-        return open_days(
-            directory,
-            days if versions is None else tuple(versions),
-            encoder=self.run.encoder,
-            versions=versions,
-            labels_digest=labels_digest,
-        )
-
-    def _diverged(self, batch: Batch, loss: Loss, norm: Tensor) -> str:
-        values = zip(self.run.schema.task_names, loss.by_task_T.tolist(), strict=True)
-        by_task = ", ".join(f"{task} {value:.4g}" for task, value in values)
-        keys = ", ".join(str(key) for key in batch.row_key_B[:_SHOWN_ROW_KEYS].tolist())
-        return (
-            f"step {self.step}: the loss or its gradient is not finite (loss by task: {by_task}; gradient norm "
-            f"{float(norm):.4g}; {batch.rows} rows, the first with row keys {keys}); lower the learning rates, clip "
-            f"gradients, or check these rows; checkpoints under {self.run.checkpoints} are from before"
-        )
+        raise
 
 
 @dataclass
@@ -293,23 +144,23 @@ def _fit(run: RunDirectory) -> FinishedRun:
     if training.step == 0:
         # Validation rows that leave the metric undefined are told now, not when an epoch has been spent.
         training.evaluate()
-    with Journal(run.metrics, run.tensorboard, start=training.step) as journal:
+    with closing(open_journal(run.metrics, run.tensorboard, start=training.step)) as journal:
         _loop(training, journal)
         return _finished(training, journal, seconds=time.perf_counter() - began)
 
 
-def _loop(training: Training, journal: Journal) -> None:
+def _loop(training: Training, journal: Journal | Silence) -> None:
     """Steps, records, evaluations and checkpoints until the last step or until patience ends."""
     settings = training.run.experiment.train
-    records = journal.validations()
+    records = on_first(journal.validations)
     window = _Window()
     progress = progress_to(training.total_steps, start=training.step)
     with closing(training.feed.batches(training.position)) as batches, closing(progress):
         while training.step < training.total_steps and not _out_of_patience(
             records, settings.patience
         ):
-            batch = next(batches).batch
-            window.add(training.advance(batch), batch.rows)
+            rows = training.feed.rows(training.position)
+            window.add(training.advance(next(batches).batch), rows)
             evaluates = _evaluation_is_due(training)
             saves = evaluates or _is_multiple(training.step, settings.checkpoint_every)
             if saves or training.step % settings.log_every == 0:
@@ -332,28 +183,26 @@ def _loop(training: Training, journal: Journal) -> None:
         )
 
 
-def _evaluate(training: Training, journal: Journal) -> list[Record]:
+def _evaluate(training: Training, journal: Journal | Silence) -> list[Record]:
     record = training.evaluate()
     # The record comes before its checkpoint: a run killed in between evaluates that step again.
     journal.append(record)
     logger.info("validation step=%d %s=%.5f", training.step, record["metric"], record["score"])
-    return journal.validations()
+    return on_first(journal.validations)
 
 
 def _mark_best(training: Training, records: Sequence[Record]) -> None:
     best = best_record(records)
     keep = training.run.experiment.train.keep_checkpoints
-    if best is not None:
+    if best is not None and is_first():
         mark_best(training.run, best["step"], keep=keep)
 
 
-def _finished(training: Training, journal: Journal, *, seconds: float) -> FinishedRun:
-    records = journal.validations()
-    best = best_record(records)
+def _finished(training: Training, journal: Journal | Silence, *, seconds: float) -> FinishedRun:
+    best = best_record(on_first(journal.validations))
     assert best is not None, "a finished training has been evaluated"
-    version = mark_best(
-        training.run, best["step"], keep=training.run.experiment.train.keep_checkpoints
-    )
+    keep = training.run.experiment.train.keep_checkpoints
+    version = on_first(lambda: mark_best(training.run, best["step"], keep=keep))
     assert version is not None, f"the best checkpoint, of step {best['step']}, is gone"
     return FinishedRun(
         training.run.path,

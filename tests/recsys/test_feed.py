@@ -4,6 +4,7 @@ import threading
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -124,12 +125,26 @@ def test_in_order_gives_all_rows_as_stored_with_their_kept_columns(data: SmallDa
     ]
 
 
-def test_in_order_ranks_take_turns(data: SmallData) -> None:
+# 18 batches: no rank is left without, some are, most are.
+@pytest.mark.parametrize("world_size", [2, 4, 35])
+def test_in_order_ranks_take_as_many_turns(data: SmallData, world_size: int) -> None:
     days = open_days(data.directory, DAYS, encoder=data.encoder)
-    ranked = [list(in_order(days, batch_size=40, rank=rank, world_size=2)) for rank in range(2)]
-    keys = [key for batches in ranked for item in batches for key in item.batch.row_key_B.tolist()]
-    assert len(keys) == ROWS
-    assert len(set(keys)) == ROWS
+    alone = [item.batch.row_key_B.tolist() for item in in_order(days, batch_size=40)]
+    ranked = [
+        list(in_order(days, batch_size=40, rank=rank, world_size=world_size))
+        for rank in range(world_size)
+    ]
+    turns = [item.batch.row_key_B.tolist() for turn in zip(*ranked, strict=True) for item in turn]
+    assert turns == alone + [[]] * (-len(alone) % world_size)
+
+
+def test_a_batch_tells_its_rows_over_all_ranks(data: SmallData) -> None:
+    feed = feed_of(data, rank=1, world_size=3)
+    with closing(feed.batches()) as batches:
+        for placed in islice(batches, feed.batches_per_epoch + 1):
+            rows = feed.rows(placed.position)
+            assert placed.batch.rows == len(range(rows)[1::3])
+    assert sum(feed.rows(Position(0, b)) for b in range(feed.batches_per_epoch)) == ROWS
 
 
 def test_builds_name_the_versions_read_and_can_be_pinned(tmp_path: Path) -> None:

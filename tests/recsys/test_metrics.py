@@ -18,7 +18,7 @@ from sklearn.metrics import (
 
 from recsys.errors import DataError
 from recsys.evaluation.metrics import evaluate_tasks
-from recsys.evaluation.outcomes import OutcomeAccumulator, Outcomes
+from recsys.evaluation.outcomes import OutcomeAccumulator, Outcomes, in_turns
 from recsys.measures import Int64Array, probability
 from recsys.report import BinaryMetrics, Entry, RegressionMetrics
 from recsys.schema import Task
@@ -228,11 +228,20 @@ def test_batches_and_ranks_merge_to_the_same_metrics_in_any_order(
     parts = split(outcomes, sizes)
     order.shuffle(parts)
     half = len(parts) // 2
-    first, second = gather(parts[:half]), gather(parts[half:])
-    first.merge(second.outcomes())
-    merged = first.outcomes()
+    merged = Outcomes.concatenate(gather(some).outcomes() for some in (parts[:half], parts[half:]))
     assert len(merged) == len(outcomes)
     assert numbers(evaluate_tasks(merged, FUNNEL)) == pytest.approx(whole, rel=1e-9, abs=1e-12)
+
+
+def test_ranks_that_took_turns_by_batch_come_together_in_order() -> None:
+    outcomes = draw(5, rows=70)
+    batches = [*split(outcomes, [10] * 7), take(outcomes, np.arange(0))]
+    ranks = [gather(batches[rank::3]).parts() for rank in range(3)]
+
+    whole = Outcomes.concatenate(in_turns(ranks))
+
+    assert (whole.logits_BT == outcomes.logits_BT).all()
+    assert (whole.groups_B == outcomes.groups_B).all()
 
 
 def test_the_mean_of_ranks_is_not_what_is_reported() -> None:

@@ -20,8 +20,16 @@ from recsys.batch import Batch
 from recsys.errors import ArtifactError, ConfigError
 from recsys.layout import BlockSide, Slot, dense, slots
 from recsys.models.embeddings.plain import PlainTables
-from recsys.models.embeddings.tables import Bags, EmbeddingsConfig, Tables, TableSpec
+from recsys.models.embeddings.tables import (
+    Bags,
+    EmbeddingsConfig,
+    Part,
+    Readable,
+    Tables,
+    TableSpec,
+)
 from recsys.models.inputs import Blocks
+from recsys.ranks import world_size
 from recsys.schema import Schema
 
 logger = logging.getLogger(__name__)
@@ -31,13 +39,22 @@ class Embeddings(nn.Module):
     """Tables of a schema behind one backend; `forward` gives a batch's blocks, where every row is its own user."""
 
     def __init__(
-        self, schema: Schema, config: EmbeddingsConfig, *, seed: int, device: torch.device
+        self,
+        schema: Schema,
+        config: EmbeddingsConfig,
+        *,
+        seed: int,
+        device: torch.device,
+        tables_device: torch.device | None = None,
     ) -> None:
+        """Tables are on `tables_device`, if given: torch's meta device for those that are sharded next."""
         super().__init__()
         self.slots = slots(schema)
         self.specs = table_specs(schema)
         self.backend = choose_backend(config, self.specs)
-        self.tables = _tables(self.backend, self.specs, config, seed=seed, device=device)
+        self.tables = _tables(
+            self.backend, self.specs, config, seed=seed, device=tables_device or device
+        )
         self._names = tuple(slot.name for slot in self.slots)
         self._tokens_of = _token_positions(self.slots)
         for side in ("user", "candidate"):
@@ -59,20 +76,32 @@ class Embeddings(nn.Module):
         self.tables.set_learning_rate(rate)
 
     def table_weights(self) -> dict[str, Tensor]:
-        """Views of the tables' rows by table name, [rows, K]."""
-        return self.tables.weights()
+        """Views of the tables' rows by table name, [rows, K], in a process that holds them whole."""
+        return {part.table: part.weight_RK for part in self._whole_tables()}
 
-    def load_table_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Write tables from a mapping of the same names and shapes. Raises ArtifactError otherwise."""
-        _write(self.tables.weights(), weights, what="table")
+    def load_table_weights(self, weights: Mapping[str, Readable]) -> None:
+        """Fill what this process holds of tables from all of them, by name. Raises ArtifactError if they differ."""
+        _check_shapes({spec.name: (spec.rows, spec.dim) for spec in self.specs}, weights, "table")
+        with torch.no_grad():
+            for part in self.tables.parts():
+                part.weight_RK.copy_(weights[part.table][part.rows, part.columns])
 
     def optimizer_state(self) -> dict[str, Tensor]:
-        """Views of row-wise Adagrad's sums of squared gradients by table name, [rows]."""
-        return self.tables.accumulators()
+        """Views of row-wise Adagrad's sums of squared gradients by table name, [rows], as `table_weights`."""
+        return {part.table: part.accumulator_R for part in self._whole_tables()}
 
-    def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
-        """Write the optimizer's state from a mapping of the same names and shapes. Raises ArtifactError otherwise."""
-        _write(self.tables.accumulators(), state, what="optimizer state of table")
+    def load_optimizer_state(self, state: Mapping[str, Readable]) -> None:
+        """Fill the optimizer's state of what this process holds of tables, as `load_table_weights`."""
+        _check_shapes(
+            {spec.name: (spec.rows,) for spec in self.specs}, state, "optimizer state of table"
+        )
+        with torch.no_grad():
+            for part in self.tables.parts():
+                part.accumulator_R.copy_(state[part.table][part.rows])
+
+    def _whole_tables(self) -> list[Part]:
+        assert world_size() == 1, "a rank holds parts of the tables"
+        return self.tables.parts()
 
     def _look_up(self, batch: Batch) -> dict[str, Tensor]:
         """Per slot: [B, K] pooled, or for a sequence's token [N, K], its events in row order."""
@@ -289,15 +318,14 @@ def _dense_columns(schema: Schema, side: BlockSide) -> list[int]:
     return [column for column, of in enumerate(sides) if of == side]
 
 
-@torch.no_grad()
-def _write(own: Mapping[str, Tensor], given: Mapping[str, Tensor], *, what: str) -> None:
+def _check_shapes(
+    own: Mapping[str, tuple[int, ...]], given: Mapping[str, Readable], what: str
+) -> None:
     if own.keys() != given.keys():
         raise ArtifactError(
             f"{what}s differ: found {', '.join(sorted(given))}; this model has {', '.join(sorted(own))}"
         )
-    for name, tensor in own.items():
-        if tensor.shape != given[name].shape:
-            raise ArtifactError(
-                f"{what} {name!r} has shape {tuple(given[name].shape)}, this model's is {tuple(tensor.shape)}"
-            )
-        tensor.copy_(given[name])
+    for name, shape in own.items():
+        found = tuple(given[name].shape)
+        if found != shape:
+            raise ArtifactError(f"{what} {name!r} has shape {found}, this model's is {shape}")

@@ -14,8 +14,9 @@ from recsys.models.embeddings.tables import (
     INITIAL_RATE,
     Bags,
     EmbeddingsConfig,
+    Part,
     TableSpec,
-    initial_rows,
+    initialise,
     module_name,
 )
 
@@ -37,15 +38,11 @@ class PlainTables(nn.Module):
         self._rows = nn.ModuleDict()
         for spec in specs:
             table = nn.Module()
-            weight = torch.empty(spec.rows, spec.dim, device=device)
-            for start, rows in initial_rows(spec, seed=seed, deviation=config.initial_deviation):
-                weight[start : start + len(rows)] = rows
-            table.register_buffer("weight", weight)
-            table.register_buffer(
-                "accumulator", torch.full((spec.rows,), config.initial_accumulator, device=device)
-            )
+            table.register_buffer("weight", torch.empty(spec.rows, spec.dim, device=device))
+            table.register_buffer("accumulator", torch.empty(spec.rows, device=device))
             self._rows[module_name(spec.name)] = table
         self._names = tuple(spec.name for spec in specs)
+        initialise(self.parts(), specs, config, seed=seed)
 
     def forward(self, bags: Mapping[str, Bags]) -> dict[str, Tensor]:
         return {name: self._sum(name, item) for name, item in bags.items()}
@@ -53,13 +50,12 @@ class PlainTables(nn.Module):
     def set_learning_rate(self, rate: float) -> None:
         self._rate = rate
 
-    def weights(self) -> dict[str, Tensor]:
-        return {name: self._rows[module_name(name)].get_buffer("weight") for name in self._names}
-
-    def accumulators(self) -> dict[str, Tensor]:
-        return {
-            name: self._rows[module_name(name)].get_buffer("accumulator") for name in self._names
-        }
+    def parts(self) -> list[Part]:
+        tables = {name: self._rows[module_name(name)] for name in self._names}
+        return [
+            Part(name, table.get_buffer("weight"), table.get_buffer("accumulator"))
+            for name, table in tables.items()
+        ]
 
     def _sum(self, name: str, bags: Bags) -> Tensor:
         weight = self._rows[module_name(name)].get_buffer("weight")

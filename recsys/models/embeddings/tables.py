@@ -1,12 +1,14 @@
 """What every embedding backend does: sums of rows per bag, and an update of just those rows inside the backward pass.
 
-Axes: **N** ids, **M** bags, **K** embedding width.
+A process holds parts of tables: all of every table where it trains alone.
+
+Axes: **N** ids, **M** bags, **R** rows of a table, **K** embedding width.
 """
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from pydantic import Field
@@ -55,6 +57,46 @@ class Bags:
     lengths_M: Tensor | None
 
 
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A block of a table that this process holds, as views: writing into them writes the table.
+
+    Its first number is the table's at `first_row`, `first_column`. `accumulator_R` is row-wise Adagrad's G.
+    """
+
+    table: str
+    weight_RK: Tensor
+    accumulator_R: Tensor
+    first_row: int = 0
+    first_column: int = 0
+
+    @property
+    def rows(self) -> slice:
+        """Which of the table's rows it has."""
+        return slice(self.first_row, self.first_row + self.weight_RK.shape[0])
+
+    @property
+    def columns(self) -> slice:
+        """Which of the table's columns it has."""
+        return slice(self.first_column, self.first_column + self.weight_RK.shape[1])
+
+    def put_rows(self, start: int, rows_RK: Tensor) -> None:
+        """Copy what belongs here of the table's rows from `start` on."""
+        low, high = max(start, self.rows.start), min(start + len(rows_RK), self.rows.stop)
+        if low < high:
+            found_RK = rows_RK[low - start : high - start, self.columns]
+            self.weight_RK[low - self.first_row : high - self.first_row] = found_RK
+
+
+class Readable(Protocol):
+    """A tensor in memory or in a file."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+
+    def __getitem__(self, index: Any) -> Tensor: ...
+
+
 class Tables(Protocol):
     """A set of embedding tables with a fused optimizer.
 
@@ -70,13 +112,25 @@ class Tables(Protocol):
         """Update at this rate from the next forward pass on: an update's rate is fixed when its rows are read."""
         ...
 
-    def weights(self) -> dict[str, Tensor]:
-        """Views of the tables' rows, [rows, K]: writing into them writes the tables."""
+    def parts(self) -> list[Part]:
+        """What this process holds of the tables."""
         ...
 
-    def accumulators(self) -> dict[str, Tensor]:
-        """Views of row-wise Adagrad's G, [rows]."""
-        ...
+
+@torch.no_grad()
+def initialise(
+    parts: Sequence[Part], specs: Sequence[TableSpec], config: EmbeddingsConfig, *, seed: int
+) -> None:
+    """Give parts of tables the values that they begin with."""
+    for spec in specs:
+        own = [part for part in parts if part.table == spec.name]
+        if not own:
+            continue
+        for start, rows_RK in initial_rows(spec, seed=seed, deviation=config.initial_deviation):
+            for part in own:
+                part.put_rows(start, rows_RK)
+        for part in own:
+            part.accumulator_R.fill_(config.initial_accumulator)
 
 
 def initial_rows(spec: TableSpec, *, seed: int, deviation: float) -> Iterator[tuple[int, Tensor]]:

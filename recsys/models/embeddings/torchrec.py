@@ -13,9 +13,11 @@ Only this module and `recsys.training.distributed` may import torchrec or fbgemm
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode
 from torch import Tensor, nn
 from torchrec import EmbeddingBagConfig, KeyedJaggedTensor, PoolingType
@@ -27,11 +29,13 @@ from recsys.models.embeddings.tables import (
     INITIAL_RATE,
     Bags,
     EmbeddingsConfig,
+    Part,
     TableSpec,
-    initial_rows,
+    initialise,
     module_name,
     table_name,
 )
+from recsys.ranks import largest
 
 # fbgemm's kernels read rows in vectors of four.
 DIM_MULTIPLE = 4
@@ -40,7 +44,10 @@ _STREAM = "ids"
 
 
 class TorchRecTables(nn.Module):
-    """Tables in TorchRec collections. The contract is `recsys.models.embeddings.tables.Tables`."""
+    """Tables in TorchRec collections. The contract is `recsys.models.embeddings.tables.Tables`.
+
+    On torch's meta device they hold nothing: who shards the collections calls `initialise` afterwards.
+    """
 
     def __init__(
         self,
@@ -62,19 +69,26 @@ class TorchRecTables(nn.Module):
             groups.append(list(self._pooled_specs))
         # The pooled collection, if there is one, comes last.
         self.collections = nn.ModuleList(_collection(group, config, device) for group in groups)
-        self._initialise(specs, config, seed=seed)
+        self._initialise = partial(initialise, specs=specs, config=config, seed=seed)
+        if device.type != "meta":
+            self.initialise()
+
+    def initialise(self) -> None:
+        """Give what this process holds of the tables the values that they begin with."""
+        self._initialise(self.parts())
 
     def forward(self, bags: Mapping[str, Bags]) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
-        collections = self._collections()
-        for spec, collection in zip(self._ragged_specs, collections, strict=False):
-            rows_MK = collection(_one_stream(bags[spec.name]))[_STREAM]
-            found[spec.name] = rows_MK[: len(_lengths(bags[spec.name]))]
+        collections, strides = self._collections(), self._strides(bags)
+        for spec, collection, stride in zip(self._ragged_specs, collections, strides, strict=False):
+            rows_MK = collection(_one_stream(bags[spec.name], stride)).to_dict()[_STREAM]
+            found[spec.name] = _cut(rows_MK, _count(bags[spec.name]))
         if self._pooled_specs:
             # As a dictionary: its one split has one backward, where each `pooled[name]` would fill all columns.
-            pooled = collections[-1](_streams(self._pooled_specs, bags)).to_dict()
+            pooled = collections[-1](_streams(self._pooled_specs, bags, strides[-1])).to_dict()
             for spec in self._pooled_specs:
-                parts: list[Tensor] = [pooled[name] for name in spec.streams]
+                rows = _count(bags[spec.name]) // len(spec.streams)
+                parts = [_cut(pooled[name], rows) for name in spec.streams]
                 found[spec.name] = torch.cat(parts) if len(parts) > 1 else parts[0]
         return found
 
@@ -86,33 +100,30 @@ class TorchRecTables(nn.Module):
             # The step of a fused optimizer hands the rate to the kernel and does nothing else.
             optimizer.step()
 
-    def weights(self) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
+    def parts(self) -> list[Part]:
+        found: list[Part] = []
         for collection in self._collections():
+            states = {
+                _table(key): state
+                for key, state in _optimizer(collection).state_dict()["state"].items()
+            }
             for key, weight in collection.state_dict().items():
-                found[_table(key)] = _local(weight)
-        return found
-
-    def accumulators(self) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
-        for collection in self._collections():
-            for key, state in _optimizer(collection).state_dict()["state"].items():
-                (found[_table(key)],) = (_local(item) for item in state.values())
+                found += _parts(_table(key), weight, states.get(_table(key), {}))
         return found
 
     def _collections(self) -> list[Any]:
         # Read anew each time: sharding replaces the modules in the list.
         return list(self.collections)
 
-    @torch.no_grad()
-    def _initialise(
-        self, specs: Sequence[TableSpec], config: EmbeddingsConfig, *, seed: int
-    ) -> None:
-        weights, accumulators = self.weights(), self.accumulators()
-        for spec in specs:
-            for start, rows in initial_rows(spec, seed=seed, deviation=config.initial_deviation):
-                weights[spec.name][start : start + len(rows)] = rows
-            accumulators[spec.name].fill_(config.initial_accumulator)
+    def _strides(self, bags: Mapping[str, Bags]) -> list[int]:
+        """Bags a stream of each collection is filled up to, with empty ones.
+
+        At least one, for TorchRec 1.8 fails on a stream without bags, and on every rank as many, for gloo adds up
+        parts of one size only.
+        """
+        own = [_count(bags[spec.name]) for spec in self._ragged_specs]
+        own += [_count(bags[spec.name]) // len(spec.streams) for spec in self._pooled_specs[:1]]
+        return largest([max(1, count) for count in own])
 
 
 def check_spec(spec: TableSpec) -> None:
@@ -160,32 +171,51 @@ def _optimizer(collection: Any) -> Any:
     return found() if callable(found) else found
 
 
-def _local(tensor: Any) -> Tensor:
-    """A view of a table, or of this process's part of a sharded one."""
-    shards = getattr(tensor, "local_shards", None)
-    whole_or_part: Tensor = tensor if shards is None else shards()[0].tensor
-    return whole_or_part.detach()
+def _parts(table: str, weight: Any, state: Mapping[str, Any]) -> list[Part]:
+    """A table as one part or, of a sharded one, this process's shards."""
+    if not hasattr(weight, "local_shards"):
+        (accumulator,) = state.values()
+        return [Part(table, weight.detach(), accumulator.detach())]
+    shards = weight.local_shards()
+    if not shards:
+        return []
+    (accumulator,) = state.values()
+    return [
+        Part(table, shard.tensor.detach(), sums.tensor.detach(), *shard.metadata.shard_offsets)
+        for shard, sums in zip(shards, accumulator.local_shards(), strict=True)
+    ]
 
 
-def _one_stream(bags: Bags) -> KeyedJaggedTensor:
-    """All bags of a table; where there are none, an empty one: TorchRec 1.8 fails on a stream without bags."""
-    lengths_M = _lengths(bags)
-    if not len(lengths_M):
-        lengths_M = lengths_M.new_zeros(1)
-    return KeyedJaggedTensor(
-        keys=[_STREAM], values=bags.ids_N, lengths=lengths_M, stride=len(lengths_M)
-    )
+def _one_stream(bags: Bags, stride: int) -> KeyedJaggedTensor:
+    """All bags of a table, and empty ones."""
+    lengths = F.pad(_lengths(bags), (0, stride - _count(bags)))
+    return KeyedJaggedTensor(keys=[_STREAM], values=bags.ids_N, lengths=lengths, stride=stride)
 
 
-def _streams(specs: Sequence[TableSpec], bags: Mapping[str, Bags]) -> KeyedJaggedTensor:
+def _streams(
+    specs: Sequence[TableSpec], bags: Mapping[str, Bags], stride: int
+) -> KeyedJaggedTensor:
+    """Each slot's bags, and empty ones."""
     keys = [name for spec in specs for name in spec.streams]
     lengths = torch.cat([_lengths(bags[spec.name]) for spec in specs])
+    rows = len(lengths) // len(keys)
+    if rows < stride:
+        lengths = F.pad(lengths.view(len(keys), rows), (0, stride - rows)).flatten()
     return KeyedJaggedTensor(
         keys=keys,
         values=torch.cat([bags[spec.name].ids_N for spec in specs]),
         lengths=lengths,
-        stride=len(lengths) // len(keys),
+        stride=stride,
     )
+
+
+def _cut(rows_MK: Tensor, count: int) -> Tensor:
+    """The first rows. Those of all bags as they are: a slice would fill a whole gradient."""
+    return rows_MK if len(rows_MK) == count else rows_MK[:count]
+
+
+def _count(bags: Bags) -> int:
+    return len(bags.ids_N) if bags.lengths_M is None else len(bags.lengths_M)
 
 
 def _lengths(bags: Bags) -> Tensor:

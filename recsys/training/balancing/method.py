@@ -21,7 +21,10 @@ class Balance(Protocol):
     weights_T: Tensor
 
     def backward(self, loss: Loss, step: int) -> None:
-        """Fill the gradients of all dense parameters; exactly one backward pass reaches the tables."""
+        """Fill the gradients of all dense parameters; exactly one backward pass reaches the tables.
+
+        Of several ranks each fills in its rows' part of the gradients; losses are of the rows of all.
+        """
 
     def after_step(self, loss: Loss, step: int, repeat: Callable[[], Loss]) -> None:
         """Learn from the step. `repeat` computes the same batch's loss with the parameters it led to."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from recsys.errors import ConfigError
 from recsys.models import Blocks, InputLayout, Program
+from recsys.ranks import add_up
 from recsys.training.objective import Loss
 from recsys.training.optim import is_decayed
 
@@ -91,11 +92,12 @@ class TaskGradients:
         ]
 
     def gramian(self) -> Tensor:
-        """Inner products of the tasks' gradients, [T, T]."""
-        return torch.stack([stack_TP @ stack_TP.T for stack_TP in self._stacks]).sum(dim=0)
+        """Inner products of the tasks' gradients, [T, T], by the rows of all ranks."""
+        sums = map(add_up, self._stacks)
+        return torch.stack([stack_TP @ stack_TP.T for stack_TP in sums]).sum(dim=0)
 
     def put(self, weights_T: Tensor) -> None:
-        """Make the weighted sum of the tasks' gradients that of the shared parts."""
+        """Make the weighted sum of the tasks' gradients that of the shared parts, by this rank's rows."""
         for part, stack_TP in zip(self._parts, self._stacks, strict=True):
             part.replace_gradient(weights_T @ stack_TP)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from recsys.balancing import DWAConfig, GradNormConfig, UncertaintyConfig
+from recsys.ranks import add_up
 from recsys.training.balancing.method import Learned, taking_part
 from recsys.training.balancing.shared import SharedPart
 from recsys.training.objective import Loss
@@ -150,7 +151,7 @@ class GradNorm:
         (gradient,) = torch.autograd.grad(
             loss_of_task, [self._layer.parameter], retain_graph=True, materialize_grads=True
         )
-        norm: Tensor = self._layer.rows_of(gradient).norm()
+        norm: Tensor = add_up(self._layer.rows_of(gradient)).norm()
         return norm
 
 

@@ -1,0 +1,73 @@
+"""Tables and their optimizer's state as tensor files: whole tables, whatever parts of them the ranks hold.
+
+Row-wise Adagrad adds the mean over a row's squared gradients to one sum a row. A table that is cut by columns has a
+sum for each part of a row; their mean, by width, is what the one sum would be of the same gradients, and is stored.
+
+Axes: **R** rows, **K** embedding width.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from recsys.models.embeddings.lookup import Embeddings
+from recsys.models.embeddings.tables import Part, TableSpec
+from recsys.ranks import add_up, is_first, largest
+from recsys.tensor_files import Block, stored_tensors, write_blocks
+
+
+def write_tables(file: Path, embeddings: Embeddings) -> None:
+    """Write the tables' rows, together with the other ranks."""
+    blocks = [
+        Block(part.table, (part.first_row, part.first_column), part.weight_RK)
+        for part in embeddings.tables.parts()
+    ]
+    write_blocks(file, {spec.name: (spec.rows, spec.dim) for spec in embeddings.specs}, blocks)
+
+
+def read_tables(file: Path, embeddings: Embeddings) -> None:
+    """Fill what this process holds of tables. Raises ArtifactError when the file or a table in it does not fit."""
+    with stored_tensors(file) as tables:
+        embeddings.load_table_weights(tables)
+
+
+def write_table_optimizer(file: Path, embeddings: Embeddings) -> None:
+    """Write row-wise Adagrad's sums, together with the other ranks."""
+    parts = embeddings.tables.parts()
+    blocks = [*_of_whole_rows(parts, embeddings), *_of_columns(parts, embeddings)]
+    write_blocks(file, {spec.name: (spec.rows,) for spec in embeddings.specs}, blocks)
+
+
+def read_table_optimizer(file: Path, embeddings: Embeddings) -> None:
+    """Fill row-wise Adagrad's sums of what this process holds of tables. Raises ArtifactError as `read_tables`."""
+    with stored_tensors(file) as sums:
+        embeddings.load_optimizer_state(sums)
+
+
+def _of_whole_rows(parts: list[Part], embeddings: Embeddings) -> Iterator[Block]:
+    dims = {spec.name: spec.dim for spec in embeddings.specs}
+    for part in parts:
+        if part.weight_RK.shape[1] == dims[part.table]:
+            yield Block(part.table, (part.first_row,), part.accumulator_R)
+
+
+def _of_columns(parts: list[Part], embeddings: Embeddings) -> Iterator[Block]:
+    """The tables that ranks, this one or others, hold by columns: their mean sums, from the first rank."""
+    specs = embeddings.specs
+    here = [[part for part in parts if _is_cut(part, spec)] for spec in specs]
+    anywhere = largest([len(found) for found in here])
+    for spec, found, cut in zip(specs, here, anywhere, strict=True):
+        if not cut:
+            continue
+        mean_R = torch.zeros(spec.rows)
+        for part in found:
+            share = part.weight_RK.shape[1] / spec.dim
+            mean_R[part.rows] += share * part.accumulator_R.cpu()
+        mean_R = add_up(mean_R)
+        if is_first():
+            yield Block(spec.name, (0,), mean_R)
+
+
+def _is_cut(part: Part, spec: TableSpec) -> bool:
+    return part.table == spec.name and part.weight_RK.shape[1] < spec.dim

@@ -1,0 +1,127 @@
+"""Several processes that train together: how they find each other, and how they end.
+
+A launcher, torchrun or our own, tells each worker in its environment which it is and where the others are. When one
+fails, it alone tells why, and the launcher ends the others.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+
+from recsys.errors import ConfigError, TrainingError
+from recsys.ranks import OtherRankFailed, is_first, ranks_here, wait_for_all
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+
+# The first rank may be at the metrics of a large validation meanwhile. Launchers notice ends much sooner.
+_TIMEOUT = timedelta(hours=1)
+# How long a worker that has nothing to tell waits for its launcher to end it.
+_PATIENCE_SECONDS = 60
+_TOLD = "recsys/told"
+
+
+def is_worker() -> bool:
+    """Whether a launcher started this process as one of several."""
+    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def check_backend(backend: str) -> None:
+    """Raise ConfigError for an embedding backend whose tables workers cannot share."""
+    if backend == "plain":
+        raise ConfigError(
+            'model.embeddings.backend: tables of backend "plain" stay whole in one process; set it to "torchrec" '
+            "(widths in multiples of 4), or train with one worker"
+        )
+
+
+def check_device(device: torch.device) -> None:
+    """Raise ConfigError when this machine has more workers than GPUs to train on."""
+    here, gpus = ranks_here(), torch.cuda.device_count()
+    if device.type == "cuda" and here > gpus:
+        raise ConfigError(
+            f"{here} workers, and torch sees {gpus} GPUs here; start as many workers as there are GPUs, "
+            'or set train.device = "cpu"'
+        )
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Be one of the workers until the block ends; in a process that is none, nothing.
+
+    An exception leaves the block on one rank alone, the one that tells it. The others wait for their end.
+    """
+    if not is_worker():
+        yield
+        return
+    store = _join()
+    try:
+        yield
+    except BaseException as error:
+        _wait_unless_telling(store, error)
+        raise
+    wait_for_all()
+    dist.destroy_process_group()
+
+
+def _join() -> "Store":
+    """Form the process group, of a kind for each device there is."""
+    from torch.distributed.rendezvous import rendezvous
+
+    store, rank, world_size = next(rendezvous("env://"))
+    here = int(os.environ.get("LOCAL_RANK", "0"))
+    gpus = torch.cuda.device_count()
+    if here < gpus:
+        torch.cuda.set_device(here)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if gpus else "gloo",
+        store=store,
+        rank=rank,
+        world_size=world_size,
+        timeout=_TIMEOUT,
+    )
+    if not is_first():
+        for package in ("recsys", "torchrec"):
+            logging.getLogger(package).setLevel(logging.ERROR)
+    found: Store = store
+    return found
+
+
+def _wait_unless_telling(store: "Store", error: BaseException) -> None:
+    """Return on the rank that is the first with an error of its own. The others wait to be ended, or end."""
+    lost = _is_lost_contact(error)
+    if not (lost or isinstance(error, OtherRankFailed)) and _is_first_to_tell(store):
+        return
+    try:
+        if not isinstance(error, KeyboardInterrupt):
+            time.sleep(_PATIENCE_SECONDS)
+    except KeyboardInterrupt:
+        os._exit(130)
+    if lost:
+        raise TrainingError(
+            "another worker has ended without a word; see its machine's log, then go on with --resume"
+        ) from error
+    os._exit(1)
+
+
+def _is_first_to_tell(store: "Store") -> bool:
+    try:
+        told: int = store.add(_TOLD, 1)
+    except RuntimeError:
+        # The store has gone with another worker.
+        return False
+    return told == 1
+
+
+def _is_lost_contact(error: BaseException) -> bool:
+    """Whether an error says that another rank is gone."""
+    if isinstance(error, dist.DistNetworkError):
+        return True
+    return isinstance(error, RuntimeError) and "onnection" in str(error)
