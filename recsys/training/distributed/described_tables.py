@@ -2,8 +2,7 @@
 
 On GPUs a ragged table, one that gives a vector back for every id, is an `EmbeddingCollection`: each rank sends the
 vectors of its own rows. As an `EmbeddingBagCollection` of bags of one, cut by rows, a rank would send zeros for all the
-ids that lie elsewhere, W times as much. On CPUs, whose kernel for the former is slow, it is bags of one and stays on
-one rank: gloo adds up parts of one size only, and ranks have different numbers of ids.
+ids that lie elsewhere, W times as much. On CPUs, whose kernel for the former is slow, it is bags of one.
 """
 
 from collections.abc import Sequence
@@ -46,11 +45,9 @@ def collections(specs: Sequence[TableSpec], device: Device) -> nn.ModuleList:
     return nn.ModuleList([*found, *([_bags(pooled)] if pooled else [])])
 
 
-def kinds(spec: TableSpec, device: Device) -> tuple[ShardingKind, ...]:
-    """The ways in which training on a device can cut a table."""
-    if not spec.ragged:
-        return _BAGS
-    return ("table_wise", "row_wise", "column_wise") if device == "cuda" else ("table_wise",)
+def kinds(spec: TableSpec) -> tuple[ShardingKind, ...]:
+    """The ways in which training can cut a table."""
+    return ("table_wise", "row_wise", "column_wise") if spec.ragged else _BAGS
 
 
 def kernels(device: Device) -> tuple[Kernel, ...]:

@@ -4,23 +4,34 @@ TorchRec's `DistributedModelParallel` puts sharded collections in the place of t
 then fills in its part of the values that one process begins with. Every rank holds all that lies behind the tables.
 """
 
+import logging
+import os
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.comm_ops import set_gradient_division
-from torchrec.distributed.fused_embeddingbag import FusedEmbeddingBagCollectionSharder
-from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 
 from recsys.models import RankingModel, build_model
 from recsys.models.embeddings.torchrec import TorchRecTables
 from recsys.ranks import on_first, ranks_here, world_size
 from recsys.run import RunDirectory
+from recsys.training.distributed.cluster import Cluster
+from recsys.training.distributed.demand import demands
+from recsys.training.distributed.described_tables import sharders
+from recsys.training.distributed.plan import Budget, Dense, Plan
+from recsys.training.distributed.sharding_plan import ModulePlan, plan_module
+
+logger = logging.getLogger(__name__)
 
 
 def sharded_model(run: RunDirectory, device: torch.device) -> RankingModel:
-    """The run's model as it is before the first step, with this rank's part of its tables."""
+    """The run's model as it is before the first step, with this rank's part of its tables.
+
+    Raises ConfigError when the tables have no room, or when `[sharding]` asks for what the device cannot do.
+    """
     experiment = run.experiment
     model = build_model(
         run.schema,
@@ -32,11 +43,13 @@ def sharded_model(run: RunDirectory, device: torch.device) -> RankingModel:
     tables = model.embeddings.tables
     assert isinstance(tables, TorchRecTables)
     if model.embeddings.specs:
-        shard(tables, device)
+        planned = on_first(lambda: _planned(run, model, device))
+        logger.info("sharding %s", _summary(planned.plan))
+        shard(tables, planned.sharding, device)
     return model
 
 
-def shard(tables: TorchRecTables, device: torch.device) -> None:
+def shard(tables: TorchRecTables, plan: Any, device: torch.device) -> None:
     """Spread tables that hold nothing yet over ranks, in place, and fill in what one process begins with."""
     # Losses are of the rows of all ranks, so their gradients add up: TorchRec would take the mean.
     set_gradient_division(False)
@@ -46,22 +59,37 @@ def shard(tables: TorchRecTables, device: torch.device) -> None:
     DistributedModelParallel(
         tables,
         device=here,
-        plan=_plan(tables, device),
-        sharders=[_Sharder()],
+        plan=plan,
+        sharders=sharders(),
         init_data_parallel=False,
         init_parameters=False,
     )
     tables.initialise()
 
 
-class _Sharder(FusedEmbeddingBagCollectionSharder):  # type: ignore[misc] # a class without types
-    def sharding_types(self, compute_device_type: str) -> list[str]:
-        return ["table_wise", "row_wise"]
-
-
-def _plan(tables: TorchRecTables, device: torch.device) -> Any:
-    topology = Topology(
-        world_size=world_size(), local_world_size=ranks_here(), compute_device=device.type
+def _planned(run: RunDirectory, model: RankingModel, device: torch.device) -> ModulePlan:
+    experiment, tables = run.experiment, model.embeddings.tables
+    assert isinstance(tables, TorchRecTables)
+    dense = Dense(sum(parameter.numel() for parameter in model.program.parameters()))
+    return plan_module(
+        tables,
+        demands(run.schema, experiment.sharding),
+        budget=Budget(_cluster(device), experiment.sharding.reserved, dense),
+        batch_size=-(-experiment.data.batch_size // world_size()),
+        config=experiment.sharding,
     )
-    planner = EmbeddingShardingPlanner(topology=topology)
-    return on_first(lambda: planner.plan(tables, [_Sharder()]))
+
+
+def _cluster(device: torch.device) -> Cluster:
+    """Machines like this one, as many as there are ranks for."""
+    host_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    cluster = Cluster(world_size(), ranks_here(), "cpu", host_bytes=host_bytes)
+    if device.type == "cpu":
+        return cluster
+    hbm_bytes = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    return replace(cluster, device="cuda", hbm_bytes=hbm_bytes)
+
+
+def _summary(plan: Plan) -> str:
+    """`item=row_wise user=table_wise`: how each table is cut."""
+    return " ".join(f"{item.table}={item.kind}" for item in plan.placements)

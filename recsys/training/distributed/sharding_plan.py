@@ -182,7 +182,7 @@ def _constraint(name: str, config: ShardingConfig) -> TableConstraint:
 def _constraints(demand: Demand, config: ShardingConfig, cluster: Cluster) -> ParameterConstraints:
     """What the planner is told of a table. Raises ConfigError for a kind or kernel that the device does not have."""
     spec, asked = demand.spec, _constraint(demand.spec.name, config)
-    possible = kinds(spec, cluster.device)
+    possible = kinds(spec)
     _check_possible(spec.name, "kinds", asked.kinds or (), possible, cluster)
     _check_possible(spec.name, "kernels", asked.kernels, kernels(cluster.device), cluster)
     cache = CacheParams(load_factor=asked.cache_fraction)

@@ -1,0 +1,221 @@
+"""Two workers over gloo train what one process trains: losses, weights, metrics, checkpoints, and each row once."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from recsys.days import open_days
+from recsys.evaluation.evaluate import outcomes_of
+from recsys.evaluation.metrics import evaluate_tasks
+from recsys.experiment import Experiment, load_experiment
+from recsys.publish import CURRENT, point, read_version, versions
+from recsys.run import CHECKPOINT_KIND, load_run
+from recsys.tensor_files import read_tensors
+from recsys.training.journal import read_records
+from recsys.training.selection import numbers_of
+from recsys.training.trainer import train
+from tests.recsys.small_data import small_data
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKERS = 2
+# 550 rows in batches of 61: the last batch of an epoch has one row, so one of two workers has none.
+BATCH = 61
+BATCHES = 10
+EXPERIMENT = """
+[data]
+train = ["2026-01-01", "2026-01-02"]
+validation = "2026-01-03"
+batch_size = 61
+window_rows = 200
+
+[model]
+embeddings = { backend = "torchrec", initial_accumulator = 0.1 }
+mixing = { kind = "mmoe", experts = 2, expert_hidden = [8] }
+heads = { kind = "towers", hidden = [4] }
+
+[objective]
+weights = { purchase = 2.0 }
+
+[optimizer]
+embedding_lr = 0.1
+dense_lr = 0.01
+warmup_steps = 3
+decay = "cosine"
+
+[train]
+epochs = 2
+log_every = 1
+checkpoint_every = 4
+keep_checkpoints = 100
+threads = 1
+
+[sharding.constraints]
+item = { kinds = ["row_wise"] }
+tag = { kinds = ["row_wise"] }
+user = { kinds = ["table_wise"] }
+"""
+HOME = 'model.mixing={ kind = "home", experts = 2, meta_hidden = [8], task_hidden = [8] }'
+CASES: dict[str, dict[str, Any]] = {
+    "mmoe": {"overrides": []},
+    "home": {"overrides": [HOME, "optimizer.dense_lr=1e-4"]},
+}
+# Sums over rows in another order differ by rounding. Biases in front of HoME's normalisation have no gradient but that,
+# of which AdamW makes whole steps: they show where running statistics are used, in a batch of one row.
+TOLERANCE = {"mmoe": 1e-5, "home": 1e-3}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A folder with the runs of two workers, `NAME`, and of one process, `NAME-alone`."""
+
+    folder: Path
+
+    def experiment(self, name: str) -> Experiment:
+        return load_experiment(self.folder / "experiment.toml", overrides=CASES[name]["overrides"])
+
+    def notes(self, name: str) -> list[dict[str, Any]]:
+        return [
+            json.loads((self.folder / f"{name}-{rank}.json").read_text()) for rank in range(WORKERS)
+        ]
+
+    def alone(self, name: str) -> Path:
+        run = self.folder / f"{name}-alone"
+        if not run.exists():
+            train(self.experiment(name), run)
+        return run
+
+
+def start(folder: Path, cases: dict[str, dict[str, Any]]) -> None:
+    """Train cases by two workers."""
+    (folder / "cases.json").write_text(json.dumps(cases))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(WORKERS), "-m", "tests.recsys.two_workers", str(folder)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert ended.returncode == 0, ended.stderr
+
+
+def data_in(folder: Path) -> Path:
+    small_data(folder)
+    (folder / "experiment.toml").write_text(EXPERIMENT, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    folder = data_in(tmp_path_factory.mktemp("workers"))
+    start(folder, CASES)
+    return Trained(folder)
+
+
+each_case = pytest.mark.parametrize("name", list(CASES))
+
+
+def state_of(run: Path) -> dict[str, Tensor]:
+    """All that the newest checkpoint holds but the generators' states."""
+    newest = run / "checkpoints" / versions(run / "checkpoints")[-1]
+    return {
+        f"{file.stem}/{name}": tensor
+        for file in newest.glob("*.safetensors")
+        if file.stem != "random"
+        for name, tensor in read_tensors(file).items()
+    }
+
+
+def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=tolerance, atol=tolerance, msg=name)
+
+
+def losses_of(run: Path) -> list[float]:
+    records = read_records(run / "metrics.jsonl")
+    return [record["loss"] for record in records if record["kind"] == "training"]
+
+
+@each_case
+def test_losses_and_all_state_are_those_of_one_process(trained: Trained, name: str) -> None:
+    alone = trained.alone(name)
+    assert len(losses_of(alone)) == 2 * BATCHES
+    assert losses_of(trained.folder / name) == pytest.approx(losses_of(alone), rel=TOLERANCE[name])
+    assert_close(state_of(trained.folder / name), state_of(alone), TOLERANCE[name])
+
+
+@each_case
+def test_every_row_is_trained_on_once_an_epoch(trained: Trained, name: str) -> None:
+    notes = trained.notes(name)
+    sizes = [[len(rows) for rows in note["rows"]] for note in notes]
+    assert sizes[0] == ([31] * 9 + [1]) * 2
+    assert sizes[1] == ([30] * 9 + [0]) * 2
+    for epoch in range(2):
+        steps = slice(epoch * BATCHES, (epoch + 1) * BATCHES)
+        keys = [key for note in notes for rows in note["rows"][steps] for key in rows]
+        assert sorted(keys) == [*range(300), *range(1_000_000, 1_000_250)]
+
+
+def test_a_worker_holds_a_part_of_the_tables_and_all_of_the_rest(trained: Trained) -> None:
+    first, second = trained.notes("mmoe")
+    assert first["dense"] == second["dense"]
+    parts = [{tuple(part) for part in note["parts"]} for note in (first, second)]
+    assert ("item", 0, 64, 0, 4) in parts[0]
+    assert ("item", 64, 128, 0, 4) in parts[1]
+    assert sum(("user", 0, 64, 0, 4) in held for held in parts) == 1
+    assert {part[0] for held in parts for part in held} == set(state_tables(trained.folder))
+
+
+def state_tables(folder: Path) -> list[str]:
+    return list(load_run(folder / "mmoe").model.embeddings.table_weights())
+
+
+@each_case
+def test_metrics_are_of_all_rows_of_all_workers(trained: Trained, name: str) -> None:
+    """The records of the workers, against one process that scores the same weights."""
+    run = load_run(trained.folder / name, checkpoint=CURRENT)
+    days = open_days(trained.folder / "data", ["2026-01-03"], encoder=run.encoder)
+    outcomes = outcomes_of(run.model, days, batch_size=run.experiment.evaluation.batch_size)
+    expected = {
+        entry.name: numbers_of(entry) for entry in evaluate_tasks(outcomes, run.schema.tasks)
+    }
+    *_, last = (
+        record
+        for record in read_records(trained.folder / name / "metrics.jsonl")
+        if record["kind"] == "validation"
+    )
+    assert last["step"] == run.step
+    assert last["entries"] == {
+        entry: pytest.approx(numbers, rel=1e-6) for entry, numbers in expected.items()
+    }
+
+
+def test_one_process_goes_on_where_two_stopped(trained: Trained, tmp_path: Path) -> None:
+    run = stopped_at(trained.folder / "mmoe", 12, trained.folder / "goes-on-alone")
+
+    train(trained.experiment("mmoe"), run, resume=True)
+
+    assert losses_of(run) == pytest.approx(losses_of(trained.folder / "mmoe"), rel=1e-5)
+    assert_close(state_of(run), state_of(trained.folder / "mmoe"), 1e-5)
+
+
+def stopped_at(run: Path, step: int, copy: Path) -> Path:
+    """A copy of a run as it was after the checkpoint of a step."""
+    shutil.copytree(run, copy)
+    root = copy / "checkpoints"
+    (root / "BEST").unlink(missing_ok=True)
+    for version in versions(root):
+        found = read_version(root / version, kind=CHECKPOINT_KIND).metadata["step"]
+        if found > step:
+            shutil.rmtree(root / version)
+        elif found == step:
+            point(root, version)
+    return copy

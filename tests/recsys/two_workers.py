@@ -1,0 +1,66 @@
+"""What a worker does for tests: trains one case after the other, and notes what it saw, one file a case and rank.
+
+    torchrun --nproc-per-node 2 -m tests.recsys.two_workers FOLDER
+
+FOLDER holds `experiment.toml` and `cases.json`: overrides by case. A case `name` becomes the run `FOLDER/name`.
+"""
+
+import hashlib
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from recsys.batch import Batch
+from recsys.experiment import load_experiment
+from recsys.ranks import rank
+from recsys.training.distributed.workers import joined
+from recsys.training.trainer import train
+from recsys.training.training import Training
+
+_advance = Training.advance
+
+
+class Notes:
+    """The rows of each step, and in the end the parts of tables here and a digest of the dense parameters."""
+
+    def __init__(self) -> None:
+        self.rows: list[list[int]] = []
+        self.training: Training | None = None
+
+    def watch(self) -> None:
+        def advance(training: Training, batch: Batch) -> Any:
+            self.training = training
+            self.rows.append(batch.row_key_B.tolist())
+            return _advance(training, batch)
+
+        Training.advance = advance  # type: ignore[method-assign]
+
+    def to_json(self) -> dict[str, Any]:
+        assert self.training is not None
+        model, digest = self.training.model, hashlib.sha256()
+        for tensor in model.program.state_dict().values():
+            digest.update(tensor.numpy().tobytes())
+        parts = [
+            (part.table, part.rows.start, part.rows.stop, part.columns.start, part.columns.stop)
+            for part in model.embeddings.tables.parts()
+        ]
+        return {"rows": self.rows, "parts": parts, "dense": digest.hexdigest()}
+
+
+def main(folder: Path) -> None:
+    warnings.simplefilter("ignore")
+    for name, case in json.loads((folder / "cases.json").read_text()).items():
+        notes = Notes()
+        notes.watch()
+        experiment = load_experiment(folder / "experiment.toml", overrides=case["overrides"])
+        train(experiment, folder / name, resume=case.get("resume", False))
+        (folder / f"{name}-{rank()}.json").write_text(json.dumps(notes.to_json()))
+
+
+if __name__ == "__main__":
+    with joined():
+        main(Path(sys.argv[1]))
+    os._exit(0)
