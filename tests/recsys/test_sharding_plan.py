@@ -256,17 +256,12 @@ def test_columns_and_host_memory_are_for_those_who_ask() -> None:
     assert {item.kernel for item in plan.placements} == {"fused"}
 
 
-def test_on_cpus_a_table_with_a_vector_an_id_stays_whole() -> None:
-    plan = planned([USER, ITEM], cluster=replace(FOUR_RANKS, device="cpu"))
+def test_on_cpus_a_table_with_a_vector_an_id_is_bags_of_one() -> None:
+    cut = {"item": {"kinds": ["row_wise"]}}
+    plan = planned([USER, ITEM], cut, cluster=replace(FOUR_RANKS, device="cpu"))
     item = plan.placements[1]
-    assert (item.kind, item.pooled, len(item.ranks)) == ("table_wise", True, 1)
+    assert (item.kind, item.pooled, len(item.ranks)) == ("row_wise", True, 4)
     assert all(load.host_bytes == 0 for load in plan.loads), "there the host is the device"
-    with pytest.raises(ConfigError, match="on cpu this table cannot be row_wise"):
-        planned(
-            [ITEM],
-            {"item": {"kinds": ["row_wise"]}},
-            cluster=replace(FOUR_RANKS, device="cpu"),
-        )
 
 
 def test_a_table_too_large_for_a_rank_is_cut_until_it_fits() -> None:
