@@ -45,7 +45,10 @@ def add_up(part: Tensor) -> Tensor:
 
     The loss counts once, so its gradient by a part is its gradient by the sum.
     """
-    return part if world_size() == 1 else _sum(part)
+    if world_size() == 1:
+        return part
+    total: Tensor = _Sum.apply(part)  # type: ignore[no-untyped-call]
+    return total
 
 
 def add_up_uses(part: Tensor) -> Tensor:
@@ -53,7 +56,10 @@ def add_up_uses(part: Tensor) -> Tensor:
 
     A part matters to the rows of all ranks, so its gradient is the sum of theirs.
     """
-    return part if world_size() == 1 else _used_sum(part)
+    if world_size() == 1:
+        return part
+    total: Tensor = _UsedSum.apply(part)  # type: ignore[no-untyped-call]
+    return total
 
 
 @torch.no_grad()
@@ -120,28 +126,24 @@ def _together() -> bool:
 class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, part: Tensor) -> Tensor:
-        total = part.clone()
-        dist.all_reduce(total)
-        return total
+        return _summed(part)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         return gradients[0]
 
 
-class _UsedSum(_Sum):
+class _UsedSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, part: Tensor) -> Tensor:
+        return _summed(part)
+
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        total = gradients[0].clone()
-        dist.all_reduce(total)
-        return total
+        return _summed(gradients[0])
 
 
-def _sum(part: Tensor) -> Tensor:
-    found: Tensor = _Sum.apply(part)  # type: ignore[no-untyped-call]
-    return found
-
-
-def _used_sum(part: Tensor) -> Tensor:
-    found: Tensor = _UsedSum.apply(part)  # type: ignore[no-untyped-call]
-    return found
+def _summed(part: Tensor) -> Tensor:
+    total = part.clone()
+    dist.all_reduce(total)
+    return total

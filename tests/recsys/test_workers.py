@@ -139,6 +139,13 @@ def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], toleranc
         torch.testing.assert_close(found[name], tensor, rtol=tolerance, atol=tolerance, msg=name)
 
 
+def last_validation(run: Path) -> dict[str, Any]:
+    *_, last = (
+        record for record in read_records(run / "metrics.jsonl") if record["kind"] == "validation"
+    )
+    return last
+
+
 def losses_of(run: Path) -> list[float]:
     records = read_records(run / "metrics.jsonl")
     return [record["loss"] for record in records if record["kind"] == "training"]
@@ -187,15 +194,18 @@ def test_metrics_are_of_all_rows_of_all_workers(trained: Trained, name: str) -> 
     expected = {
         entry.name: numbers_of(entry) for entry in evaluate_tasks(outcomes, run.schema.tasks)
     }
-    *_, last = (
-        record
-        for record in read_records(trained.folder / name / "metrics.jsonl")
-        if record["kind"] == "validation"
-    )
+    last = last_validation(trained.folder / name)
     assert last["step"] == run.step
     assert last["entries"] == {
         entry: pytest.approx(numbers, rel=1e-6) for entry, numbers in expected.items()
     }
+
+
+def test_experts_are_watched_over_the_rows_of_all_workers(trained: Trained) -> None:
+    found, alone = (
+        last_validation(run)["experts"] for run in (trained.folder / "mmoe", trained.alone("mmoe"))
+    )
+    assert found == {level: pytest.approx(numbers, rel=1e-4) for level, numbers in alone.items()}
 
 
 def test_one_process_goes_on_where_two_stopped(trained: Trained, tmp_path: Path) -> None:
