@@ -8,7 +8,8 @@ from typing import Any
 
 # Two-sided 95 % quantiles of Student's t by degrees of freedom.
 _STUDENT_T = (math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-_NORMAL = 1.96
+# The same of the normal distribution.
+NORMAL = 1.96
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def paired(differences: Sequence[Mapping[str, Any]]) -> Estimate:
     """
     values = [item["difference"] for item in differences]
     rows = statistics.fmean(item["standard_error"] for item in differences)
-    reach = _NORMAL * rows
+    reach = NORMAL * rows
     if len(values) > 1:
         reach = math.hypot(reach, over_seeds(values).reach)
     return Estimate(statistics.fmean(values), reach)
@@ -67,4 +68,4 @@ def markdown(rows: Sequence[Mapping[str, str]], *, left: Sequence[str] = ()) -> 
 
 
 def _quantile(freedom: int) -> float:
-    return _STUDENT_T[freedom] if freedom < len(_STUDENT_T) else _NORMAL
+    return _STUDENT_T[freedom] if freedom < len(_STUDENT_T) else NORMAL

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import ceiling_table
 from estimates import Estimate, markdown
 from towers_numbers import ANOMALIES, Runs, read_runs
 from towers_rows import SUITES, Suite
@@ -18,6 +19,7 @@ from towers_words import (
     REPRODUCE,
     anomaly_verdict,
     pair_verdict,
+    published_verdict,
     verdicts,
 )
 
@@ -36,7 +38,7 @@ def render(records: Path = RECORDS) -> str:
         runs = read_runs(records, "equal_parameters", suite.name)
         if "equal_parameters" in suite.tables and runs:
             blocks += [f"## {ABOUT[suite.name].title}\n", *_suite(suite, runs, records)]
-    blocks += _equal_experts(records) + _papers(records)
+    blocks += _equal_experts(records) + _papers(records) + _ceiling(records.parent / "ceiling.json")
     return "\n".join([*blocks, REPRODUCE])
 
 
@@ -254,11 +256,19 @@ def _papers(records: Path) -> list[str]:
         return []
     rows = _aucs(runs)
     columns = list(rows[0])
-    rows += [{column: item.get(column, "") for column in columns} for item in PUBLISHED]
+    for name, aucs in PUBLISHED.items():
+        shown = {task: f"{auc:.4f}" for task, auc in aucs.items()}
+        rows.append({column: ({"row": name} | shown).get(column, "") for column in columns})
     return [
         f"## {ABOUT['census_papers'].title}\n",
         PAPERS,
-        verdicts(runs),
+        verdicts(runs) + published_verdict(runs),
         _markdown(rows),
         _markdown(_gains(runs, {})),
     ]
+
+
+def _ceiling(record: Path) -> list[str]:
+    if not record.is_file():
+        return []
+    return [ceiling_table.render(json.loads(record.read_text(encoding="utf-8")))]

@@ -11,7 +11,7 @@ from towers_numbers import Runs, read_runs
 from towers_page import PAGE, render
 from towers_rows import ROWS, SUITES, TOLERANCE, dense_parameters, sized
 from towers_runs import RECORDS, Cell, Place, multiply_adds
-from towers_words import ABOUT, verdicts
+from towers_words import ABOUT, published_verdict, verdicts
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -85,6 +85,29 @@ def test_the_verdict_on_trees_names_who_wins_where() -> None:
     runs = {"mmoe": Runs("mmoe", (_record({"a": 0.7, "b": 0.7, "c": 0.7}, minus),) * 5)}
 
     assert "Trees beat the best row on b, lose to it on a, and tie on c." in verdicts(runs)
+
+
+def test_the_gap_to_a_published_number_counts_rows_and_seeds() -> None:
+    def records(*aucs: float) -> tuple[Any, ...]:
+        entries = [
+            {
+                "income": {"auc": auc, "auc_standard_error": 0.002},
+                "never_married": {"auc": 0.9945, "auc_standard_error": 0.0005},
+            }
+            for auc in aucs
+        ]
+        return tuple({"entries": item} for item in entries)
+
+    runs = {
+        "home": Runs("home", records(0.9532, 0.9532)),
+        "ple": Runs("ple", records(0.9422, 0.9422)),
+    }
+
+    income, never_married = published_verdict(runs).splitlines()
+
+    # 1.96 standard errors of the test rows; seeds agree.
+    assert "home +0.0010 ± 0.0039; ple **-0.0100 ± 0.0039**" in income
+    assert "home +0.0000 ± 0.0010; ple +0.0000 ± 0.0010" in never_married
 
 
 def test_every_suite_is_described() -> None:
