@@ -13,11 +13,15 @@ inputs need no gradient. `alone` is the rate of a step's products one by one, ea
 """
 
 import argparse
+import os
 import statistics
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+# The profiler would tell of every start and stop.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 import torch
 from ceiling_models import PRECISIONS, Architecture, Step, architectures, trained

@@ -29,8 +29,9 @@ import torch
 from recsys.batch import Batch
 from recsys.experiment import load_experiment
 from recsys.models.precision import use_fast_float32
-from recsys.run import create_run
-from recsys.training import trainer
+from recsys.run import create_run, open_run
+from recsys.training import training as training_module
+from recsys.training.training import Training
 
 # Of each epoch's model, with the watch and without it.
 VALIDATIONS = 4
@@ -59,6 +60,9 @@ class Unwatched:
     def attached(self) -> nullcontext[None]:
         return nullcontext()
 
+    def add_up_ranks(self) -> None:
+        pass
+
 
 def write_data(folder: Path, *, rows: int) -> None:
     recsys = str(Path(sys.executable).with_name("recsys"))
@@ -71,13 +75,14 @@ def write_data(folder: Path, *, rows: int) -> None:
         subprocess.run((recsys, *arguments), cwd=folder, check=True, capture_output=True)
 
 
-def new_training(folder: Path, run: str, *, mixing: str, batch: int) -> trainer.Training:
+def new_training(folder: Path, run: str, *, mixing: str, batch: int) -> Training:
     overrides = (f"model.mixing={mixing}", f"data.batch_size={batch}", "train.threads=1")
     experiment = load_experiment(folder / "log" / "experiment.toml", overrides=overrides)
-    return trainer.Training(create_run(folder / run, experiment))
+    create_run(folder / run, experiment)
+    return Training(open_run(folder / run))
 
 
-def first_epoch(training: trainer.Training) -> list[Batch]:
+def first_epoch(training: Training) -> list[Batch]:
     with closing(training.feed.batches(training.position)) as batches:
         return [item.batch for item in islice(batches, training.feed.batches_per_epoch)]
 
@@ -105,18 +110,18 @@ def measure(folder: Path, kind: str, *, epochs: int, batch: int) -> Costs:
     )
     batches = first_epoch(watched)
 
-    def epoch(training: trainer.Training, validate: Callable[[trainer.Training], object]) -> None:
+    def epoch(training: Training, validate: Callable[[Training], object]) -> None:
         for rows in batches:
             training.advance(rows)
         validate(training)
 
     # Both once, to warm up.
-    epoch(watched, trainer.Training.evaluate)
+    epoch(watched, Training.evaluate)
     epoch(plain, unwatched)
     costs = Costs()
     for number in range(epochs):
         with_watch, without = in_turns(
-            lambda: epoch(watched, trainer.Training.evaluate),
+            lambda: epoch(watched, Training.evaluate),
             lambda: epoch(plain, unwatched),
             number,
         )
@@ -128,8 +133,8 @@ def measure(folder: Path, kind: str, *, epochs: int, batch: int) -> Costs:
     return costs
 
 
-def unwatched(training: trainer.Training) -> None:
-    with mock.patch.object(trainer, "watch_over", return_value=Unwatched()):
+def unwatched(training: Training) -> None:
+    with mock.patch.object(training_module, "watch_over", return_value=Unwatched()):
         training.evaluate()
 
 
