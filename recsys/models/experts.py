@@ -222,13 +222,14 @@ class BatchNorm(nn.Module):
         return (h_BU - mean_U) * scale_U + self.norm_shift
 
 
-def require_batch_rows(module: nn.Module, batch_size: int) -> None:
-    """Raise ConfigError when batches are too small for banks below a module that are normalised over them."""
+def require_batch_rows(module: nn.Module, batch_size: int, *, parts: int = 1) -> None:
+    """Raise ConfigError when batches, or parts of them, are too small for banks that are normalised over them."""
     normalized = any(isinstance(item, BatchNorm) for item in module.modules())
-    if normalized and batch_size < _LEAST_NORMALIZED_ROWS:
+    if normalized and batch_size // parts < _LEAST_NORMALIZED_ROWS:
+        cut = f" in {parts} parts (train.accumulate)" if parts > 1 else ""
         raise ConfigError(
-            f"data.batch_size is {batch_size}, and this mixing normalises its experts over the batch (BatchNorm); "
-            f"give at least {_LEAST_NORMALIZED_ROWS} rows, better 1024, or choose another mixing"
+            f"data.batch_size is {batch_size}{cut}, and this mixing normalises its experts over the batch (BatchNorm); "
+            f"give at least {parts * _LEAST_NORMALIZED_ROWS} rows, better {parts * 1024}, or choose another mixing"
         )
 
 

@@ -7,7 +7,7 @@ import torch
 from torch.func import functional_call
 
 from recsys.batch import Batch
-from recsys.models import RankingModel
+from recsys.models import Blocks, RankingModel
 from recsys.training.checkpoint import random_state, set_random_state
 from recsys.training.objective import Loss, Objective
 
@@ -19,11 +19,23 @@ class Forward:
         self, model: RankingModel, objective: Objective, *, precision: Literal["float32", "bf16"]
     ) -> None:
         self._model = model
-        self._objective = objective
+        self.objective = objective
         self._bf16 = precision == "bf16"
 
     def loss(self, batch: Batch) -> Loss:
         return self._loss_by(self._model, batch)
+
+    def blocks(self, batch: Batch) -> Blocks:
+        """What the program reads of a batch: the way to the tables begins there."""
+        with self._precision(batch.dense_BD):
+            blocks: Blocks = self._model.embeddings(batch)
+        return blocks
+
+    def logits(self, blocks: Blocks) -> torch.Tensor:
+        """The program's logits of blocks, [B, T]."""
+        with self._precision(blocks.candidate_NI):
+            logits_BT: torch.Tensor = self._model.program(blocks)
+        return logits_BT
 
     def repeat(self, batch: Batch) -> Callable[[], Loss]:
         """What computes the batch's loss again, later, with the parameters of then and the dropout of now.
@@ -51,7 +63,10 @@ class Forward:
         return logits_BT
 
     def _loss_by(self, model: Callable[[Batch], torch.Tensor], batch: Batch) -> Loss:
-        with torch.autocast(batch.labels_BT.device.type, torch.bfloat16, enabled=self._bf16):
+        with self._precision(batch.dense_BD):
             logits_BT = model(batch)
-        loss: Loss = self._objective(logits_BT, batch.labels_BT, batch.observed_BT, batch.weights_B)
+        loss: Loss = self.objective(logits_BT, batch.labels_BT, batch.observed_BT, batch.weights_B)
         return loss
+
+    def _precision(self, where: torch.Tensor) -> torch.autocast:
+        return torch.autocast(where.device.type, torch.bfloat16, enabled=self._bf16)

@@ -80,14 +80,34 @@ class Objective(nn.Module):
         self, logits_BT: Tensor, labels_BT: Tensor, observed_BT: Tensor, weights_B: Tensor
     ) -> Loss:
         """The loss in float32 whatever the precision of the logits. A task without observed rows contributes 0."""
+        weight_T = self.weight_of(observed_BT, weights_B)
+        own = self.share(logits_BT, labels_BT, observed_BT, weights_B, weight_T=weight_T)
+        # Of the rows of all ranks: a mean of their means would be another number.
+        return self.loss(add_up(own.by_task_T), weight_T)
+
+    def weight_of(self, observed_BT: Tensor, weights_B: Tensor) -> Tensor:
+        """Each task's weight of observed rows, over the rows of all ranks, [T]."""
+        return add_up((observed_BT * weights_B.unsqueeze(1)).sum(dim=0))
+
+    def share(
+        self,
+        logits_BT: Tensor,
+        labels_BT: Tensor,
+        observed_BT: Tensor,
+        weights_B: Tensor,
+        *,
+        weight_T: Tensor,
+    ) -> Loss:
+        """What some rows of a batch add to its loss, where `weight_T` is the whole batch's."""
         used_BT = observed_BT * weights_B.unsqueeze(1)
         logits_BT = logits_BT.float()
         losses_BT = self._losses(logits_BT, labels_BT)
         if self.order is not None:
             losses_BT = losses_BT + self.order(logits_BT, observed_BT)
-        # Of the rows of all ranks: a mean of their means would be another number.
-        weight_T = add_up(used_BT.sum(dim=0))
-        by_task_T = add_up((used_BT * losses_BT).sum(dim=0)) / weight_T.clamp(min=1.0)
+        return self.loss((used_BT * losses_BT).sum(dim=0) / weight_T.clamp(min=1.0), weight_T)
+
+    def loss(self, by_task_T: Tensor, weight_T: Tensor) -> Loss:
+        """The weighted sum of the tasks' losses, with what it is made of."""
         return Loss((self.task_weights_T * by_task_T).sum(), by_task_T, weight_T)
 
     def _losses(self, logits_BT: Tensor, labels_BT: Tensor) -> Tensor:

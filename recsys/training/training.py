@@ -26,6 +26,7 @@ from recsys.models.embeddings.lookup import choose_backend, table_specs
 from recsys.models.experts import require_batch_rows
 from recsys.ranks import on_first, rank, to_first, world_size
 from recsys.run import RunDirectory, choose_device, new_model
+from recsys.training.accumulation import build_backward
 from recsys.training.balancing import build_balance
 from recsys.training.checkpoint import Progress, read_progress, restore, save_checkpoint
 from recsys.training.distributed.workers import check_backend, check_device
@@ -64,7 +65,9 @@ class Training:
         steps = settings.epochs * self.feed.batches_per_epoch
         self.total_steps = steps if settings.steps is None else min(steps, settings.steps)
         self.model = _model(run, self.device)
-        require_batch_rows(self.model.program, experiment.data.batch_size)
+        require_batch_rows(
+            self.model.program, experiment.data.batch_size, parts=settings.accumulate
+        )
         objective = build_objective(run.schema, experiment.objective).to(self.device)
         self.forward = Forward(self.model, objective, precision=settings.precision)
         self.balance = build_balance(
@@ -75,6 +78,7 @@ class Training:
             total_steps=self.total_steps,
             seed=settings.seed,
         )
+        self.backward = build_backward(self.forward, self.balance, parts=settings.accumulate)
         self.optimizer = Optimizer(
             self.model.program.named_parameters(),
             self.model.embeddings,
@@ -98,8 +102,7 @@ class Training:
         on_device = batch.to(self.device)
         self.optimizer.before_backward(self.step)
         repeat = self.forward.repeat(on_device)
-        loss = self.forward.loss(on_device)
-        self.balance.backward(loss, self.step)
+        loss = self.backward(on_device, self.step)
         norm = self.optimizer.after_backward(self.step)
         # One look at the device a step: a sum is finite only if both terms are.
         if not torch.isfinite(loss.total.detach() + norm):

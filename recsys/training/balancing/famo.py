@@ -4,6 +4,7 @@ Axes: **T** tasks.
 """
 
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ class FAMO:
     loses weight. The weights on the gradients, proportional to z / L, sum to the number of tasks that take part, for
     all that is not shared gets the gradient of the sum; the experiment's weights multiply on top.
     """
+
+    adds_up: ClassVar[bool] = False
 
     def __init__(
         self, config: FAMOConfig, *, parts: Sequence[SharedPart], task_weights_T: Tensor

@@ -4,7 +4,7 @@ Axes: **T** tasks.
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,12 @@ from recsys.training.objective import Loss
 class Balance(Protocol):
     """How tasks' losses become gradients. Its state is all that a checkpoint needs to go on bit for bit.
 
-    `weights_T` is what the latest step multiplied each task's loss, or its gradient of shared parameters, with.
+    `weights_T` is what the latest step multiplied each task's loss, or its gradient of shared parameters, with. A method
+    `adds_up` if `backward` may be called for parts of a batch in turn: its gradients are weighted sums of the losses',
+    by weights that it knows before.
     """
 
+    adds_up: ClassVar[bool]
     weights_T: Tensor
 
     def backward(self, loss: Loss, step: int) -> None:
@@ -36,6 +39,8 @@ class Balance(Protocol):
 
 class Plain:
     """The weighted sum's own gradient."""
+
+    adds_up: ClassVar[bool] = True
 
     def __init__(self, task_weights_T: Tensor) -> None:
         self.weights_T = task_weights_T

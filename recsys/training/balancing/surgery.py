@@ -9,6 +9,7 @@ Axes: **T** tasks.
 """
 
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -28,6 +29,8 @@ class Surgery:
 
     `combine(gramian_TT, step)` sees the gradients of weighted losses, those tasks left out that have none.
     """
+
+    adds_up: ClassVar[bool] = False
 
     def __init__(
         self,

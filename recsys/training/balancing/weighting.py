@@ -7,6 +7,7 @@ Axes: **T** tasks.
 """
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ class Uncertainty:
     Left alone, exp(s) follows L, and all tasks count alike whatever the scale of their losses. The loss of a rare task
     may be so small that s would fall for ever: it stays within the limit.
     """
+
+    adds_up: ClassVar[bool] = True
 
     def __init__(self, config: UncertaintyConfig, *, task_weights_T: Tensor) -> None:
         self._limit = config.limit
@@ -61,6 +64,8 @@ class DWA:
 
     The ratio is that of the mean losses of the two periods before; until there are two, all tasks weigh 1.
     """
+
+    adds_up: ClassVar[bool] = True
 
     def __init__(self, config: DWAConfig, *, task_weights_T: Tensor, steps_per_epoch: int) -> None:
         self._temperature = config.temperature
@@ -110,6 +115,8 @@ class GradNorm:
     They follow the signs of eq. 2: a task whose weighted norm is above the mean norm times r^alpha loses weight, with
     r its loss against its first one, relative to the other tasks.
     """
+
+    adds_up: ClassVar[bool] = False
 
     def __init__(
         self, config: GradNormConfig, *, task_weights_T: Tensor, last_layer: SharedPart
