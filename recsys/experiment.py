@@ -91,13 +91,15 @@ class TrainConfig(Config):
     Training ends after `epochs`, or after `steps` if that comes first, or when `metric` has not improved for
     `patience` evaluations. It is evaluated and checkpointed every `evaluate_every` steps (without it, at the end of
     each epoch), and checkpointed every `checkpoint_every` steps in between. What lies behind the tables sees a step's
-    rows in `accumulate` parts, one after the other.
+    rows in `accumulate` parts, one after the other. With `ema`, what is validated and kept is an average of the dense
+    weights over steps, whose decay it is.
     """
 
     epochs: int = Field(default=1, ge=1)
     steps: int | None = Field(default=None, ge=1)
     seed: int = Field(default=0, ge=0, lt=2**32)
     accumulate: int = Field(default=1, ge=1)
+    ema: float | None = Field(default=None, gt=0, lt=1)
     precision: Literal["float32", "bf16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = Field(default=None, ge=1)

@@ -6,10 +6,12 @@ checkpoints/<version>/
   table_optimizer.safetensors dense_optimizer.safetensors      row-wise Adagrad's sums; AdamW's moments and counts
   random.safetensors                                           torch's generators, of every rank
   balance.safetensors                                          what the balancing method learned, if it learns
+  trained_program.safetensors                                  with train.ema: the weights that training goes on with
   state.json                                                   step, position in the feed, builds of the days
 ```
 
-The learning rates need no state: the schedule is a function of the step. Which checkpoint is best is not in here
+With `train.ema` the program's own file holds the averages (`recsys.training.averages`), so that whoever reads a model
+reads these. The learning rates need no state: the schedule is a function of the step. Which checkpoint is best is not in here
 either: it is read from the recorded metrics.
 """
 
@@ -40,6 +42,7 @@ from recsys.run import (
     write_weights,
 )
 from recsys.tensor_files import read_tensors, write_tensors
+from recsys.training.averages import Averages
 from recsys.training.balancing.method import Balance
 from recsys.training.optim import DenseOptimizer
 
@@ -50,6 +53,7 @@ _TABLE_OPTIMIZER = "table_optimizer.safetensors"
 _DENSE_OPTIMIZER = "dense_optimizer.safetensors"
 _RANDOM = "random.safetensors"
 _BALANCE = "balance.safetensors"
+_TRAINED = "trained_program.safetensors"
 _STATE = "state.json"
 
 
@@ -68,6 +72,7 @@ def save_checkpoint(
     model: RankingModel,
     optimizer: DenseOptimizer,
     balance: Balance,
+    averages: Averages,
     progress: Progress,
 ) -> None:
     """Publish a checkpoint and move CURRENT to it. Ranks write it together: its format knows nothing of them."""
@@ -76,7 +81,8 @@ def save_checkpoint(
         "labels_digest": progress.train[0].labels_digest,
     }
     with _publication(run.checkpoints, metadata) as path:
-        write_weights(path, model)
+        with averages.in_place():
+            write_weights(path, model)
         write_table_optimizer(path / _TABLE_OPTIMIZER, model.embeddings)
         random = to_first(random_state())
         if is_first():
@@ -84,6 +90,8 @@ def save_checkpoint(
             write_tensors(path / _RANDOM, _by_rank(random))
             if balance_state := balance.state():
                 write_tensors(path / _BALANCE, balance_state)
+            if averages.present:
+                write_tensors(path / _TRAINED, averages.present)
             state = {"format_version": FORMAT_VERSION} | asdict(progress)
             (path / _STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
 
@@ -97,10 +105,16 @@ def read_progress(run: RunDirectory) -> tuple[Published, Progress] | None:
 
 
 def restore(
-    published: Published, model: RankingModel, optimizer: DenseOptimizer, balance: Balance
+    published: Published,
+    model: RankingModel,
+    optimizer: DenseOptimizer,
+    balance: Balance,
+    averages: Averages,
 ) -> None:
-    """Fill model, optimizers, balancing method and torch's generators from a checkpoint."""
+    """Fill model, optimizers, balancing method, averages and torch's generators from a checkpoint."""
     read_weights(published.path, model)
+    if averages.present:
+        averages.take(read_tensors(published.path / _TRAINED))
     read_table_optimizer(published.path / _TABLE_OPTIMIZER, model.embeddings)
     optimizer.load_state(read_tensors(published.path / _DENSE_OPTIMIZER))
     if balance.state():

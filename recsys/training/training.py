@@ -27,6 +27,7 @@ from recsys.models.experts import require_batch_rows
 from recsys.ranks import on_first, rank, to_first, world_size
 from recsys.run import RunDirectory, choose_device, new_model
 from recsys.training.accumulation import build_backward
+from recsys.training.averages import Averages
 from recsys.training.balancing import build_balance
 from recsys.training.checkpoint import Progress, read_progress, restore, save_checkpoint
 from recsys.training.distributed.workers import check_backend, check_device
@@ -91,9 +92,10 @@ class Training:
         if found is None:
             on_first(lambda: warn_of_funnel_breaks(self.train_days))
             self.model.program.initialize_output_bias(on_first(self.train_days.label_means))
-        else:
+        self.averages = Averages(self.model.program, decay=settings.ema)
+        if found is not None:
             published, progress = found
-            restore(published, self.model, self.optimizer.dense, self.balance)
+            restore(published, self.model, self.optimizer.dense, self.balance, self.averages)
             self.step, self.position = progress.step, progress.position
         self.model.train()
 
@@ -109,6 +111,7 @@ class Training:
             row_keys = _first_row_keys(batch)
             raise TrainingError(on_first(lambda: self._diverged(loss, norm, row_keys)))
         self.balance.after_step(loss, self.step, repeat)
+        self.averages.after_step(self.step)
         self.step += 1
         self.position = self.feed.after(self.position)
         return loss
@@ -120,7 +123,7 @@ class Training:
             self.validation_days,
             about_rows=self._rows_between_evaluations // _WATCHED_OF,
         )
-        with watch.attached():
+        with self.averages.in_place(), watch.attached():
             outcomes = outcomes_of(
                 self.model,
                 self.validation_days,
@@ -145,7 +148,9 @@ class Training:
         progress = Progress(
             self.step, self.position, self.train_days.builds, self.validation_days.builds
         )
-        save_checkpoint(self.run, self.model, self.optimizer.dense, self.balance, progress)
+        save_checkpoint(
+            self.run, self.model, self.optimizer.dense, self.balance, self.averages, progress
+        )
 
     @property
     def _rows_between_evaluations(self) -> int:
