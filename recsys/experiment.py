@@ -19,6 +19,7 @@ from recsys.config import Config, read_toml
 from recsys.day_names import DayNames, names_in
 from recsys.errors import ConfigError, nearest
 from recsys.models import ModelConfig, heads
+from recsys.models.embeddings.updates import TableOptimizer
 from recsys.schema import BagFeature, Schema, load_schema, parse_schema
 from recsys.sharding import ShardingConfig
 
@@ -70,12 +71,13 @@ class ObjectiveConfig(Config):
 
 
 class OptimizerConfig(Config):
-    """Row-wise Adagrad for embedding tables, AdamW for everything else, one schedule for both.
+    """`embeddings` for the tables, AdamW for everything else, one schedule for both.
 
     The rates rise linearly over `warmup_steps`, then fall by `decay` to `final_fraction` of themselves at the last
     step. `clip_norm` bounds the global norm of the dense gradients; without it they are not clipped.
     """
 
+    embeddings: TableOptimizer = "rowwise_adagrad"
     embedding_lr: float = Field(default=0.02, gt=0)
     dense_lr: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)

@@ -27,6 +27,7 @@ from recsys.errors import ArtifactError, ConfigError
 from recsys.experiment import Experiment, load_experiment
 from recsys.models import RankingModel, build_model
 from recsys.models.embeddings.stored import read_tables, write_tables
+from recsys.models.embeddings.updates import TableOptimizer
 from recsys.publish import CURRENT, Published, fsync_tree, resolve, versions
 from recsys.ranks import is_first, ranks_here
 from recsys.schema import Schema, parse_schema
@@ -176,11 +177,20 @@ def load_run(
     return TrainedRun(directory, published, int(published.metadata["step"]), model)
 
 
-def new_model(directory: RunDirectory, device: torch.device | str) -> RankingModel:
-    """The run's model as it is before the first step."""
+def new_model(
+    directory: RunDirectory,
+    device: torch.device | str,
+    *,
+    optimizer: TableOptimizer = "rowwise_adagrad",
+) -> RankingModel:
+    """The run's model as it is before the first step, and what is to train its tables; who but reads needs none."""
     experiment = directory.experiment
     return build_model(
-        directory.schema, experiment.model, seed=experiment.train.seed, device=device
+        directory.schema,
+        experiment.model,
+        seed=experiment.train.seed,
+        device=device,
+        optimizer=optimizer,
     )
 
 

@@ -14,6 +14,7 @@ from recsys.models.bottoms.dtrn import DTRN
 from recsys.models.bottoms.flat import Flat
 from recsys.models.embeddings.lookup import Embeddings
 from recsys.models.embeddings.tables import EmbeddingsConfig
+from recsys.models.embeddings.updates import TableOptimizer
 from recsys.models.heads.aitm import AITM
 from recsys.models.heads.towers import Towers
 from recsys.models.inputs import Blocks, InputLayout, input_layout
@@ -120,11 +121,12 @@ def build_model(
     seed: int,
     device: torch.device | str = "cpu",
     tables_device: torch.device | str | None = None,
+    optimizer: TableOptimizer = "rowwise_adagrad",
 ) -> RankingModel:
     """A freshly initialised model on a device: a function of schema, configuration and seed alone.
 
-    `tables_device` is "meta" for tables that are sharded next. Raises ConfigError when the embedding backend cannot
-    hold the schema's tables.
+    `tables_device` is "meta" for tables that are sharded next; `optimizer` is what trains the tables. Raises
+    ConfigError when the embedding backend cannot hold or train the schema's tables.
     """
     device = torch.device(device)
     embeddings = Embeddings(
@@ -133,6 +135,7 @@ def build_model(
         seed=seed,
         device=device,
         tables_device=torch.device(tables_device or device),
+        optimizer=optimizer,
     )
     return RankingModel(embeddings, build_program(schema, config, seed=seed).to(device))
 

@@ -15,6 +15,7 @@ whole batch's weights, so they add up to the batch's own loss and gradients.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -139,4 +140,4 @@ def _gradient(leaf: Tensor) -> Tensor:
 def _cuts(rows: int, parts: int) -> Iterator[slice]:
     """Runs of rows whose lengths differ by one at most."""
     bounds = [rows * part // parts for part in range(parts + 1)]
-    return (slice(low, high) for low, high in zip(bounds, bounds[1:], strict=False))
+    return (slice(low, high) for low, high in pairwise(bounds))

@@ -1,4 +1,4 @@
-"""A moving average of the dense weights over steps: what is validated, kept as best and exported where one is asked for.
+"""A moving average of the dense weights over steps: where it is asked for, what is validated, kept and exported.
 
 Of the weights w_1 .. w_t after each step, with decay d:
 
@@ -27,9 +27,7 @@ class Averages:
         self._decay = decay
         # Views: they follow the module.
         present = module.state_dict() if decay is not None else {}
-        self._present = {
-            name: item for name, item in present.items() if item.is_floating_point()
-        }
+        self._present = {name: item for name, item in present.items() if item.is_floating_point()}
         self._averages = {name: item.clone() for name, item in self._present.items()}
 
     @property

@@ -3,7 +3,7 @@
 ```
 checkpoints/<version>/
   program.safetensors tables.safetensors                       the model (recsys.run)
-  table_optimizer.safetensors dense_optimizer.safetensors      row-wise Adagrad's sums; AdamW's moments and counts
+  table_optimizer.safetensors dense_optimizer.safetensors      such as Adagrad's sums; AdamW's moments and counts
   random.safetensors                                           torch's generators, of every rank
   balance.safetensors                                          what the balancing method learned, if it learns
   trained_program.safetensors                                  with train.ema: the weights that training goes on with
@@ -11,8 +11,8 @@ checkpoints/<version>/
 ```
 
 With `train.ema` the program's own file holds the averages (`recsys.training.averages`), so that whoever reads a model
-reads these. The learning rates need no state: the schedule is a function of the step. Which checkpoint is best is not in here
-either: it is read from the recorded metrics.
+reads these. The learning rates need no state: the schedule is a function of the step. Which checkpoint is best is not
+in here either: it is read from the recorded metrics.
 """
 
 import json

@@ -197,10 +197,12 @@ class Training:
 
 
 def _model(run: RunDirectory, device: torch.device) -> RankingModel:
+    optimizer = run.experiment.optimizer.embeddings
     if world_size() == 1:
-        return new_model(run, device)
+        return new_model(run, device, optimizer=optimizer)
     check_device(device)
-    check_backend(choose_backend(run.experiment.model.embeddings, table_specs(run.schema)))
+    specs = table_specs(run.schema)
+    check_backend(choose_backend(run.experiment.model.embeddings, specs, optimizer))
     # Importing TorchRec takes seconds: only who shards tables pays.
     from recsys.training.distributed.sharding import sharded_model
 

@@ -1,4 +1,4 @@
-"""A step in parts is the step of the whole batch, tables and their optimizer included; one part is in memory at a time."""
+"""A step in parts is the step of the whole batch, tables and their optimizer included; the model sees one at a time."""
 
 from pathlib import Path
 
@@ -110,7 +110,7 @@ def test_methods_that_look_at_a_whole_batchs_gradients_are_refused(
     asked = experiment_of(
         data, f'objective.balance={{ kind = "{kind}" }}', "train.accumulate=2", "train.steps=1"
     )
-    with pytest.raises(ConfigError, match="train.accumulate is 2, and this method of"):
+    with pytest.raises(ConfigError, match=r"train.accumulate is 2, and this method of"):
         train(asked, tmp_path / "run")
 
 

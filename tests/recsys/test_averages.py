@@ -92,13 +92,13 @@ def test_a_checkpoints_program_is_the_average_of_all_steps_before(
 
 def test_training_itself_does_not_notice(runs: tuple[Path, Path]) -> None:
     plain, averaged = runs
-    for expected, found in zip(
-        programs(plain), programs(averaged, "trained_program"), strict=True
-    ):
+    for expected, found in zip(programs(plain), programs(averaged, "trained_program"), strict=True):
         assert all(torch.equal(found[name], item) for name, item in expected.items())
-    assert not (plain / "checkpoints" / versions(plain / "checkpoints")[-1]).joinpath(
-        "trained_program.safetensors"
-    ).exists()
+    assert (
+        not (plain / "checkpoints" / versions(plain / "checkpoints")[-1])
+        .joinpath("trained_program.safetensors")
+        .exists()
+    )
 
 
 def test_what_is_validated_is_what_a_reader_of_the_checkpoint_gets(

@@ -136,6 +136,16 @@ def test_a_column_shard_has_an_optimizer_state_of_its_own() -> None:
     ] * 2
 
 
+@pytest.mark.parametrize(("optimizer", "numbers"), [("adagrad", 8), ("sgd", 0)])
+def test_another_optimizer_has_another_state(optimizer: Any, numbers: int) -> None:
+    """As many numbers as the row has, or none; of a column shard as many as it has itself."""
+    asked = replace(USER, optimizer=optimizer)
+    (whole,) = placed(asked, "table_wise").shards
+    assert (whole.optimizer_bytes, whole.weight_bytes) == (1000 * numbers * 4, 1000 * 8 * 4)
+    halves = placed(asked, "column_wise", min_partition=4).shards
+    assert [part.optimizer_bytes for part in halves] == [1000 * numbers * 2] * 2
+
+
 def test_rows_in_host_memory_leave_the_device_what_is_cached() -> None:
     stored = 1000 * (8 * 4 + 4)
     (part,) = placed(USER, "table_wise", kernels=["fused_uvm"]).shards
@@ -145,7 +155,17 @@ def test_rows_in_host_memory_leave_the_device_what_is_cached() -> None:
     assert (part.device_bytes, part.host_bytes) == (stored // 4 + 4 * 1000 + 16 * 250, stored)
 
 
-@pytest.mark.parametrize("asked", [USER, TAGS, ITEM], ids=lambda asked: asked.spec.name)
+@pytest.mark.parametrize(
+    "asked",
+    [
+        USER,
+        TAGS,
+        ITEM,
+        replace(ITEM, optimizer="adagrad"),
+        replace(TAGS, optimizer="sgd"),
+    ],
+    ids=lambda asked: f"{asked.spec.name}-{asked.optimizer}",
+)
 @pytest.mark.parametrize("kernel", ["fused", "fused_uvm", "fused_uvm_caching"])
 def test_memory_is_what_torchrec_estimates(asked: Demand, kernel: str) -> None:
     """All kinds but column shards, of whose optimizer state TorchRec counts a part alone."""
@@ -162,7 +182,7 @@ def test_memory_is_what_torchrec_estimates(asked: Demand, kernel: str) -> None:
         KernelConfig(compute_device="cuda"),
     )
     enumerator = EmbeddingEnumerator(topology, B, constraints={asked.spec.name: told})
-    options = enumerator.enumerate(collections([asked.spec], "cuda"), sharders())
+    options = enumerator.enumerate(collections([asked], "cuda"), sharders())
     assert len(options) == (2 if ragged else 3)
     for option in options:
         cut = Cut(option.sharding_type, kernel, option.is_pooled, cache_fraction=0.2)

@@ -43,6 +43,9 @@ SLOW_CASES: dict[str, dict[str, Any]] = {
     },
     "dropout": {"overrides": ["model.mixing.expert_dropout=0.2"]},
     "columns": {"overrides": [WIDE]},
+    "adagrad-columns": {"overrides": [WIDE, "optimizer.embeddings=adagrad"]},
+    "sgd": {"overrides": ["optimizer.embeddings=sgd", "optimizer.embedding_lr=1.0"]},
+    "bf16": {"overrides": ["train.precision=bf16"]},
 }
 
 
@@ -153,6 +156,25 @@ def test_a_table_cut_by_columns_is_stored_whole(trained: Trained) -> None:
     run = stopped_at(trained.folder / "columns", 4, trained.folder / "columns-alone-4")
     train(trained.experiment("columns"), run, resume=True)
     assert losses_of(run) == pytest.approx(losses_of(trained.folder / "columns"), rel=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["adagrad-columns", "sgd"])
+def test_state_that_each_number_has_of_its_own_is_cut_like_the_numbers(
+    trained: Trained, name: str
+) -> None:
+    alone = trained.alone(name)
+    assert losses_of(trained.folder / name) == pytest.approx(losses_of(alone), rel=1e-5)
+    assert_close(state_of(trained.folder / name), state_of(alone), 1e-5)
+
+
+@pytest.mark.slow
+def test_workers_compute_in_bf16_as_one_process_does(trained: Trained) -> None:
+    """Eight bits a product: losses differ from float32's by far more than from each other's."""
+    found, alone = losses_of(trained.folder / "bf16"), losses_of(trained.alone("bf16"))
+    float32 = losses_of(trained.alone("mmoe"))
+    assert found == pytest.approx(alone, rel=1e-3)
+    assert max(abs(one - other) for one, other in zip(found, float32, strict=True)) > 1e-4
 
 
 @pytest.mark.slow

@@ -13,6 +13,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from recsys.batch import Batch
 from recsys.experiment import load_experiment
 from recsys.ranks import rank
@@ -24,7 +26,7 @@ _advance = Training.advance
 
 
 class Notes:
-    """The rows of each step, and in the end the parts of tables here and a digest of the dense parameters."""
+    """The rows of each step, and in the end the parts of tables here and digests of the dense parameters."""
 
     def __init__(self) -> None:
         self.rows: list[list[int]] = []
@@ -40,14 +42,22 @@ class Notes:
 
     def to_json(self) -> dict[str, Any]:
         assert self.training is not None
-        model, digest = self.training.model, hashlib.sha256()
-        for tensor in model.program.state_dict().values():
-            digest.update(tensor.numpy().tobytes())
+        model = self.training.model
+        dense = _digest(model.program.state_dict())
+        with self.training.averages.in_place():
+            averages = _digest(model.program.state_dict())
         parts = [
             (part.table, part.rows.start, part.rows.stop, part.columns.start, part.columns.stop)
             for part in model.embeddings.tables.parts()
         ]
-        return {"rows": self.rows, "parts": parts, "dense": digest.hexdigest()}
+        return {"rows": self.rows, "parts": parts, "dense": dense, "averages": averages}
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors.values():
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def main(folder: Path) -> None:

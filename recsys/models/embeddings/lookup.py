@@ -28,6 +28,7 @@ from recsys.models.embeddings.tables import (
     Tables,
     TableSpec,
 )
+from recsys.models.embeddings.updates import FUSED, QUANTITIES, TableOptimizer
 from recsys.models.inputs import Blocks
 from recsys.ranks import world_size
 from recsys.schema import Schema
@@ -46,14 +47,21 @@ class Embeddings(nn.Module):
         seed: int,
         device: torch.device,
         tables_device: torch.device | None = None,
+        optimizer: TableOptimizer = "rowwise_adagrad",
     ) -> None:
         """Tables are on `tables_device`, if given: torch's meta device for those that are sharded next."""
         super().__init__()
         self.slots = slots(schema)
         self.specs = table_specs(schema)
-        self.backend = choose_backend(config, self.specs)
+        self.quantities = QUANTITIES[optimizer]
+        self.backend = choose_backend(config, self.specs, optimizer)
         self.tables = _tables(
-            self.backend, self.specs, config, seed=seed, device=tables_device or device
+            self.backend,
+            self.specs,
+            config,
+            optimizer=optimizer,
+            seed=seed,
+            device=tables_device or device,
         )
         self._names = tuple(slot.name for slot in self.slots)
         self._tokens_of = _token_positions(self.slots)
@@ -87,17 +95,29 @@ class Embeddings(nn.Module):
                 part.weight_RK.copy_(weights[part.table][part.rows, part.columns])
 
     def optimizer_state(self) -> dict[str, Tensor]:
-        """Views of row-wise Adagrad's sums of squared gradients by table name, [rows], as `table_weights`."""
-        return {part.table: part.accumulator_R for part in self._whole_tables()}
+        """Views of what the optimizer remembers, by `Quantity.key`, as `table_weights`."""
+        return {
+            item.key(part.table): part.state[item.name]
+            for part in self._whole_tables()
+            for item in self.quantities
+        }
+
+    def state_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of what the optimizer remembers of whole tables, by `Quantity.key`."""
+        return {
+            item.key(spec.name): item.shape(spec.rows, spec.dim)
+            for spec in self.specs
+            for item in self.quantities
+        }
 
     def load_optimizer_state(self, state: Mapping[str, Readable]) -> None:
         """Fill the optimizer's state of what this process holds of tables, as `load_table_weights`."""
-        _check_shapes(
-            {spec.name: (spec.rows,) for spec in self.specs}, state, "optimizer state of table"
-        )
+        _check_shapes(self.state_shapes(), state, "optimizer state of table")
         with torch.no_grad():
             for part in self.tables.parts():
-                part.accumulator_R.copy_(state[part.table][part.rows])
+                for item in self.quantities:
+                    found = state[item.key(part.table)]
+                    part.state[item.name].copy_(found[part.place(item)])
 
     def _whole_tables(self) -> list[Part]:
         assert world_size() == 1, "a rank holds parts of the tables"
@@ -178,10 +198,17 @@ def table_specs(schema: Schema) -> tuple[TableSpec, ...]:
     )
 
 
-def choose_backend(config: EmbeddingsConfig, specs: Sequence[TableSpec]) -> str:
-    """`torchrec` or `plain`: what the configuration names or, for `auto`, TorchRec where it can hold these tables."""
+def choose_backend(
+    config: EmbeddingsConfig,
+    specs: Sequence[TableSpec],
+    optimizer: TableOptimizer = "rowwise_adagrad",
+) -> str:
+    """`torchrec` or `plain`: what the configuration names or, for `auto`, TorchRec where it can train these tables."""
     if config.backend != "auto":
         return config.backend
+    if optimizer not in FUSED:
+        logger.warning("embeddings backend=plain reason='TorchRec has no %s here'", optimizer)
+        return "plain"
     if not _torchrec_imports():
         logger.warning("embeddings backend=plain reason='torchrec and fbgemm do not import here'")
         return "plain"
@@ -237,11 +264,12 @@ def _tables(
     specs: Sequence[TableSpec],
     config: EmbeddingsConfig,
     *,
+    optimizer: TableOptimizer,
     seed: int,
     device: torch.device,
 ) -> Tables:
     if backend == "plain":
-        return PlainTables(specs, config, seed=seed, device=device)
+        return PlainTables(specs, config, optimizer=optimizer, seed=seed, device=device)
     if not _torchrec_imports():
         raise ConfigError(
             'model.embeddings.backend is "torchrec", but torchrec or fbgemm does not import here; '
@@ -250,7 +278,7 @@ def _tables(
     # Importing TorchRec takes seconds: only who trains on it pays.
     from recsys.models.embeddings.torchrec import TorchRecTables
 
-    tables: Tables = TorchRecTables(specs, config, seed=seed, device=device)
+    tables: Tables = TorchRecTables(specs, config, optimizer=optimizer, seed=seed, device=device)
     return tables
 
 

@@ -19,6 +19,7 @@ from recsys.models.embeddings.tables import (
     initialise,
     module_name,
 )
+from recsys.models.embeddings.updates import QUANTITIES, TableOptimizer, step_of
 
 
 class PlainTables(nn.Module):
@@ -29,17 +30,21 @@ class PlainTables(nn.Module):
         specs: Sequence[TableSpec],
         config: EmbeddingsConfig,
         *,
+        optimizer: TableOptimizer,
         seed: int,
         device: torch.device,
     ) -> None:
         super().__init__()
+        self._optimizer = optimizer
         self._epsilon = config.epsilon
         self._rate = INITIAL_RATE
         self._rows = nn.ModuleDict()
         for spec in specs:
             table = nn.Module()
             table.register_buffer("weight", torch.empty(spec.rows, spec.dim, device=device))
-            table.register_buffer("accumulator", torch.empty(spec.rows, device=device))
+            for quantity in QUANTITIES[optimizer]:
+                shape = quantity.shape(spec.rows, spec.dim)
+                table.register_buffer(quantity.name, torch.empty(shape, device=device))
             self._rows[module_name(spec.name)] = table
         self._names = tuple(spec.name for spec in specs)
         initialise(self.parts(), specs, config, seed=seed)
@@ -53,7 +58,7 @@ class PlainTables(nn.Module):
     def parts(self) -> list[Part]:
         tables = {name: self._rows[module_name(name)] for name in self._names}
         return [
-            Part(name, table.get_buffer("weight"), table.get_buffer("accumulator"))
+            Part(name, table.get_buffer("weight"), self._state(table))
             for name, table in tables.items()
         ]
 
@@ -78,11 +83,22 @@ class PlainTables(nn.Module):
     @torch.no_grad()
     def _update(self, name: str, unique_R: Tensor, gradient_RK: Tensor, *, rate: float) -> None:
         table = self._rows[module_name(name)]
-        weight, accumulator = table.get_buffer("weight"), table.get_buffer("accumulator")
-        sum_R = accumulator.index_select(0, unique_R) + gradient_RK.square().mean(dim=1)
-        accumulator.index_copy_(0, unique_R, sum_R)
-        step_RK = gradient_RK * (rate / (sum_R.sqrt() + self._epsilon))[:, None]
-        weight.index_add_(0, unique_R, step_RK, alpha=-1.0)
+        state = self._state(table)
+        # A number of the whole table is changed where it lies.
+        read = {
+            quantity.name: state[quantity.name].index_select(0, unique_R)
+            for quantity in QUANTITIES[self._optimizer]
+            if quantity.of != "table"
+        }
+        step_RK = step_of(
+            self._optimizer, gradient_RK, state | read, rate=rate, epsilon=self._epsilon
+        )
+        for quantity, values in read.items():
+            state[quantity].index_copy_(0, unique_R, values)
+        table.get_buffer("weight").index_add_(0, unique_R, step_RK, alpha=-1.0)
+
+    def _state(self, table: nn.Module) -> dict[str, Tensor]:
+        return {item.name: table.get_buffer(item.name) for item in QUANTITIES[self._optimizer]}
 
 
 def _sum_rows(weight: Tensor, ids_N: Tensor, lengths_M: Tensor | None) -> Tensor:

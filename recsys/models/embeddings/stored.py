@@ -2,6 +2,7 @@
 
 Row-wise Adagrad adds the mean over a row's squared gradients to one sum a row. A table that is cut by columns has a
 sum for each part of a row; their mean, by width, is what the one sum would be of the same gradients, and is stored.
+What an optimizer keeps for each number is cut as the numbers are.
 
 Axes: **R** rows, **K** embedding width.
 """
@@ -13,6 +14,7 @@ import torch
 
 from recsys.models.embeddings.lookup import Embeddings
 from recsys.models.embeddings.tables import Part, TableSpec
+from recsys.models.embeddings.updates import Quantity
 from recsys.ranks import add_up, is_first, largest
 from recsys.tensor_files import Block, stored_tensors, write_blocks
 
@@ -33,27 +35,40 @@ def read_tables(file: Path, embeddings: Embeddings) -> None:
 
 
 def write_table_optimizer(file: Path, embeddings: Embeddings) -> None:
-    """Write row-wise Adagrad's sums, together with the other ranks."""
+    """Write what the tables' optimizer remembers, together with the other ranks."""
     parts = embeddings.tables.parts()
-    blocks = [*_of_whole_rows(parts, embeddings), *_of_columns(parts, embeddings)]
-    write_blocks(file, {spec.name: (spec.rows,) for spec in embeddings.specs}, blocks)
+    blocks: list[Block] = []
+    for quantity in embeddings.quantities:
+        if quantity.of == "row":
+            blocks += _of_whole_rows(parts, embeddings, quantity)
+            blocks += _of_columns(parts, embeddings, quantity)
+        else:
+            blocks += [_as_cut(part, quantity) for part in parts]
+    write_blocks(file, embeddings.state_shapes(), blocks)
 
 
 def read_table_optimizer(file: Path, embeddings: Embeddings) -> None:
-    """Fill row-wise Adagrad's sums of what this process holds of tables. Raises ArtifactError as `read_tables`."""
+    """Fill the optimizer's state of what this process holds of tables. Raises ArtifactError as `read_tables`."""
     with stored_tensors(file) as sums:
         embeddings.load_optimizer_state(sums)
 
 
-def _of_whole_rows(parts: list[Part], embeddings: Embeddings) -> Iterator[Block]:
+def _as_cut(part: Part, quantity: Quantity) -> Block:
+    first = tuple(item.start for item in part.place(quantity))
+    return Block(quantity.key(part.table), first, part.state[quantity.name])
+
+
+def _of_whole_rows(
+    parts: list[Part], embeddings: Embeddings, quantity: Quantity
+) -> Iterator[Block]:
     dims = {spec.name: spec.dim for spec in embeddings.specs}
     for part in parts:
         if part.weight_RK.shape[1] == dims[part.table]:
-            yield Block(part.table, (part.first_row,), part.accumulator_R)
+            yield _as_cut(part, quantity)
 
 
-def _of_columns(parts: list[Part], embeddings: Embeddings) -> Iterator[Block]:
-    """The tables that ranks, this one or others, hold by columns: their mean sums, from the first rank."""
+def _of_columns(parts: list[Part], embeddings: Embeddings, quantity: Quantity) -> Iterator[Block]:
+    """Of the tables that ranks, this one or others, hold by columns: the means over parts, from the first rank."""
     specs = embeddings.specs
     here = [[part for part in parts if _is_cut(part, spec)] for spec in specs]
     anywhere = largest([len(found) for found in here])
@@ -63,10 +78,10 @@ def _of_columns(parts: list[Part], embeddings: Embeddings) -> Iterator[Block]:
         mean_R = torch.zeros(spec.rows)
         for part in found:
             share = part.weight_RK.shape[1] / spec.dim
-            mean_R[part.rows] += share * part.accumulator_R.cpu()
+            mean_R[part.rows] += share * part.state[quantity.name].cpu()
         mean_R = add_up(mean_R)
         if is_first():
-            yield Block(spec.name, (0,), mean_R)
+            yield Block(quantity.key(spec.name), (0,), mean_R)
 
 
 def _is_cut(part: Part, spec: TableSpec) -> bool:

@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from recsys.config import Config
+from recsys.models.embeddings.updates import Quantity
 
 # Rows drawn at once when a table is initialised: bounds memory, and is part of what a seed means.
 _INITIAL_ROWS = 65_536
@@ -23,10 +24,10 @@ INITIAL_RATE = 0.02
 
 
 class EmbeddingsConfig(Config):
-    """Which backend looks rows up, and row-wise Adagrad's constants.
+    """Which backend looks rows up, and the constants of the tables' optimizer.
 
     `auto` is TorchRec where it imports, plain torch elsewhere. Rows begin as a normal sample of deviation
-    `initial_deviation`; `initial_accumulator` is where the sum of squared gradients begins.
+    `initial_deviation`; `initial_accumulator` is where Adagrad's sum of squared gradients begins.
     """
 
     backend: Literal["auto", "torchrec", "plain"] = "auto"
@@ -61,12 +62,13 @@ class Bags:
 class Part:
     """A block of a table that this process holds, as views: writing into them writes the table.
 
-    Its first number is the table's at `first_row`, `first_column`. `accumulator_R` is row-wise Adagrad's G.
+    Its first number is the table's at `first_row`, `first_column`. `state` is what the optimizer remembers of it, by
+    the names of `recsys.models.embeddings.updates`.
     """
 
     table: str
     weight_RK: Tensor
-    accumulator_R: Tensor
+    state: Mapping[str, Tensor]
     first_row: int = 0
     first_column: int = 0
 
@@ -79,6 +81,15 @@ class Part:
     def columns(self) -> slice:
         """Which of the table's columns it has."""
         return slice(self.first_column, self.first_column + self.weight_RK.shape[1])
+
+    def place(self, quantity: Quantity) -> tuple[slice, ...]:
+        """Which part of a table's quantity belongs to it."""
+        places: dict[str, tuple[slice, ...]] = {
+            "table": (slice(0, 1),),
+            "row": (self.rows,),
+            "number": (self.rows, self.columns),
+        }
+        return places[quantity.of]
 
     def put_rows(self, start: int, rows_RK: Tensor) -> None:
         """Copy what belongs here of the table's rows from `start` on."""
@@ -98,11 +109,7 @@ class Readable(Protocol):
 
 
 class Tables(Protocol):
-    """A set of embedding tables with a fused optimizer.
-
-    Row-wise Adagrad (fbgemm's EXACT_ROWWISE_ADAGRAD): with g the sum of a row's gradients in the step,
-    G += mean(g^2), then w -= lr * g / (sqrt(G) + epsilon). Rows that the step did not read keep weights and G.
-    """
+    """A set of embedding tables with a fused optimizer, one of `recsys.models.embeddings.updates`."""
 
     def __call__(self, bags: Mapping[str, Bags]) -> dict[str, Tensor]:
         """Per table the sum of each bag's rows, [M, K]; an empty bag is zeros. Call once a step with all ids."""
@@ -130,7 +137,8 @@ def initialise(
             for part in own:
                 part.put_rows(start, rows_RK)
         for part in own:
-            part.accumulator_R.fill_(config.initial_accumulator)
+            for name, values in part.state.items():
+                values.fill_(config.initial_accumulator if name == "sum" else 0.0)
 
 
 def initial_rows(spec: TableSpec, *, seed: int, deviation: float) -> Iterator[tuple[int, Tensor]]:

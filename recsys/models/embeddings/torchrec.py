@@ -35,10 +35,16 @@ from recsys.models.embeddings.tables import (
     module_name,
     table_name,
 )
+from recsys.models.embeddings.updates import QUANTITIES, TableOptimizer, check_fused
 from recsys.ranks import largest
 
 # fbgemm's kernels read rows in vectors of four.
 DIM_MULTIPLE = 4
+OPTIMIZERS: dict[TableOptimizer, type[torch.optim.Optimizer]] = {
+    "rowwise_adagrad": RowWiseAdagrad,
+    "adagrad": torch.optim.Adagrad,
+    "sgd": torch.optim.SGD,
+}
 # The one feature of a ragged table's collection.
 _STREAM = "ids"
 
@@ -54,10 +60,12 @@ class TorchRecTables(nn.Module):
         specs: Sequence[TableSpec],
         config: EmbeddingsConfig,
         *,
+        optimizer: TableOptimizer,
         seed: int,
         device: torch.device,
     ) -> None:
         super().__init__()
+        check_fused(optimizer)
         # The first lookup would tell users how TorchRec should ask whether it is being traced.
         logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
         for spec in specs:
@@ -67,8 +75,12 @@ class TorchRecTables(nn.Module):
         groups = [[spec] for spec in self._ragged_specs]
         if self._pooled_specs:
             groups.append(list(self._pooled_specs))
+        # Of sums alone, one a table; what TorchRec calls them depends on its optimizer.
+        self._names = [quantity.name for quantity in QUANTITIES[optimizer]]
         # The pooled collection, if there is one, comes last.
-        self.collections = nn.ModuleList(_collection(group, config, device) for group in groups)
+        self.collections = nn.ModuleList(
+            _collection(group, config, optimizer, device) for group in groups
+        )
         self._initialise = partial(initialise, specs=specs, config=config, seed=seed)
         if device.type != "meta":
             self.initialise()
@@ -108,7 +120,9 @@ class TorchRecTables(nn.Module):
                 for key, state in _optimizer(collection).state_dict()["state"].items()
             }
             for key, weight in collection.state_dict().items():
-                found += _parts(_table(key), weight, states.get(_table(key), {}))
+                table = _table(key)
+                state = states.get(table, {}).values()
+                found += _parts(table, weight, dict(zip(self._names, state, strict=False)))
         return found
 
     def _collections(self) -> list[Any]:
@@ -140,7 +154,10 @@ def check_spec(spec: TableSpec) -> None:
 
 
 def _collection(
-    specs: Sequence[TableSpec], config: EmbeddingsConfig, device: torch.device
+    specs: Sequence[TableSpec],
+    config: EmbeddingsConfig,
+    optimizer: TableOptimizer,
+    device: torch.device,
 ) -> nn.Module:
     tables = [
         EmbeddingBagConfig(
@@ -160,7 +177,10 @@ def _collection(
         "bounds_check_mode": BoundsCheckMode.FATAL,
     }
     collection: nn.Module = FusedEmbeddingBagCollection(
-        tables=tables, optimizer_type=RowWiseAdagrad, optimizer_kwargs=settings, device=device
+        tables=tables,
+        optimizer_type=OPTIMIZERS[optimizer],
+        optimizer_kwargs=settings,
+        device=device,
     )
     return collection
 
@@ -174,15 +194,16 @@ def _optimizer(collection: Any) -> Any:
 def _parts(table: str, weight: Any, state: Mapping[str, Any]) -> list[Part]:
     """A table as one part or, of a sharded one, this process's shards."""
     if not hasattr(weight, "local_shards"):
-        (accumulator,) = state.values()
-        return [Part(table, weight.detach(), accumulator.detach())]
-    shards = weight.local_shards()
-    if not shards:
-        return []
-    (accumulator,) = state.values()
+        own = {name: values.detach() for name, values in state.items()}
+        return [Part(table, weight.detach(), own)]
     return [
-        Part(table, shard.tensor.detach(), sums.tensor.detach(), *shard.metadata.shard_offsets)
-        for shard, sums in zip(shards, accumulator.local_shards(), strict=True)
+        Part(
+            table,
+            shard.tensor.detach(),
+            {name: values.local_shards()[i].tensor.detach() for name, values in state.items()},
+            *shard.metadata.shard_offsets,
+        )
+        for i, shard in enumerate(weight.local_shards())
     ]
 
 

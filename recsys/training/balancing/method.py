@@ -15,9 +15,9 @@ from recsys.training.objective import Loss
 class Balance(Protocol):
     """How tasks' losses become gradients. Its state is all that a checkpoint needs to go on bit for bit.
 
-    `weights_T` is what the latest step multiplied each task's loss, or its gradient of shared parameters, with. A method
-    `adds_up` if `backward` may be called for parts of a batch in turn: its gradients are weighted sums of the losses',
-    by weights that it knows before.
+    `weights_T` is what the latest step multiplied each task's loss, or its gradient of shared parameters, with. A
+    method `adds_up` if `backward` may be called for parts of a batch in turn: its gradients are weighted sums of the
+    losses', by weights that it knows before.
     """
 
     adds_up: ClassVar[bool]

@@ -5,6 +5,7 @@ import importlib.util
 from recsys.errors import ConfigError
 from recsys.experiment import Experiment
 from recsys.models import build_program
+from recsys.models.embeddings.updates import check_fused
 from recsys.training.distributed.cluster import Cluster
 from recsys.training.distributed.demand import demands, lengths
 from recsys.training.distributed.plan import Budget, Dense, Plan
@@ -26,7 +27,8 @@ def audit(experiment: Experiment, cluster: Cluster, *, batch_size: int | None = 
     from recsys.models.embeddings.torchrec import check_spec
     from recsys.training.distributed.sharding_plan import plan_tables
 
-    asked = demands(schema, sharding)
+    check_fused(experiment.optimizer.embeddings)
+    asked = demands(schema, sharding, experiment.optimizer.embeddings)
     for demand in asked:
         check_spec(demand.spec)
     program = build_program(schema, experiment.model, seed=experiment.train.seed)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from recsys.layout import Slot, slots
 from recsys.models.embeddings.lookup import table_specs
 from recsys.models.embeddings.tables import TableSpec
+from recsys.models.embeddings.updates import TableOptimizer
 from recsys.schema import Schema, TextFeature
 from recsys.sharding import ShardingConfig
 
@@ -16,11 +17,13 @@ ASSUMED_BAG_LENGTH = 10.0
 class Demand:
     """A table, and the mean number of ids that each slot which reads it has in a row, in the order of `spec.streams`.
 
-    A ragged table gives a vector back for every id; any other one a vector a slot, the sum of its bag.
+    A ragged table gives a vector back for every id; any other one a vector a slot, the sum of its bag. `optimizer` is
+    what trains it.
     """
 
     spec: TableSpec
     ids: tuple[float, ...]
+    optimizer: TableOptimizer = "rowwise_adagrad"
 
     @property
     def ids_per_row(self) -> float:
@@ -40,11 +43,13 @@ class Length:
     because: str
 
 
-def demands(schema: Schema, config: ShardingConfig) -> tuple[Demand, ...]:
+def demands(
+    schema: Schema, config: ShardingConfig, optimizer: TableOptimizer = "rowwise_adagrad"
+) -> tuple[Demand, ...]:
     """What every table of a schema is asked for, in the order of `table_specs`."""
     means = {slot.name: _length(slot, schema, config).mean for slot in slots(schema)}
     return tuple(
-        Demand(spec, tuple(means[stream] for stream in spec.streams))
+        Demand(spec, tuple(means[stream] for stream in spec.streams), optimizer)
         for spec in table_specs(schema)
     )
 

@@ -17,17 +17,14 @@ from torchrec.modules.fused_embedding_modules import (
     FusedEmbeddingBagCollection,
     FusedEmbeddingCollection,
 )
-from torchrec.optim import RowWiseAdagrad
 
 from recsys.models.embeddings.tables import TableSpec, module_name
+from recsys.models.embeddings.torchrec import OPTIMIZERS
 from recsys.sharding import Kernel, ShardingKind
 from recsys.training.distributed.cluster import Device
+from recsys.training.distributed.demand import Demand
 
-_FUSED: dict[str, Any] = {
-    "optimizer_type": RowWiseAdagrad,
-    "optimizer_kwargs": {"lr": 0.02},
-    "device": torch.device("meta"),
-}
+_FUSED: dict[str, Any] = {"optimizer_kwargs": {"lr": 0.02}, "device": torch.device("meta")}
 _BAGS: tuple[ShardingKind, ...] = (
     "table_wise",
     "row_wise",
@@ -37,11 +34,11 @@ _BAGS: tuple[ShardingKind, ...] = (
 )
 
 
-def collections(specs: Sequence[TableSpec], device: Device) -> nn.ModuleList:
+def collections(demands: Sequence[Demand], device: Device) -> nn.ModuleList:
     """The collections of these tables on torch's meta device: shapes without memory, whatever their size."""
-    single = [spec for spec in specs if spec.ragged]
-    pooled = [spec for spec in specs if not spec.ragged]
-    found = [_vectors(spec) if device == "cuda" else _bags([spec]) for spec in single]
+    single = [demand for demand in demands if demand.spec.ragged]
+    pooled = [demand for demand in demands if not demand.spec.ragged]
+    found = [_vectors(demand) if device == "cuda" else _bags([demand]) for demand in single]
     return nn.ModuleList([*found, *([_bags(pooled)] if pooled else [])])
 
 
@@ -60,22 +57,26 @@ def sharders() -> list[Any]:
     return [_BagSharder(), _VectorSharder()]
 
 
-def _vectors(spec: TableSpec) -> nn.Module:
-    config = EmbeddingConfig(**_shape(spec), feature_names=["ids"])
-    found: nn.Module = FusedEmbeddingCollection(tables=[config], **_FUSED)
+def _vectors(demand: Demand) -> nn.Module:
+    config = EmbeddingConfig(**_shape(demand.spec), feature_names=["ids"])
+    found: nn.Module = FusedEmbeddingCollection(
+        tables=[config], optimizer_type=OPTIMIZERS[demand.optimizer], **_FUSED
+    )
     return found
 
 
-def _bags(specs: Sequence[TableSpec]) -> nn.Module:
+def _bags(demands: Sequence[Demand]) -> nn.Module:
     tables = [
         EmbeddingBagConfig(
             **_shape(spec),
             feature_names=["ids"] if spec.ragged else list(spec.streams),
             pooling=PoolingType.SUM,
         )
-        for spec in specs
+        for spec in (demand.spec for demand in demands)
     ]
-    found: nn.Module = FusedEmbeddingBagCollection(tables=tables, **_FUSED)
+    found: nn.Module = FusedEmbeddingBagCollection(
+        tables=tables, optimizer_type=OPTIMIZERS[demands[0].optimizer], **_FUSED
+    )
     return found
 
 
@@ -87,10 +88,10 @@ def _shape(spec: TableSpec) -> dict[str, Any]:
     }
 
 
-def _with_state(parameters: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+def _with_state(module: Any, parameters: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
     """Parameters marked with their optimizer: without the mark the planner counts no optimizer state."""
     for parameter in parameters.values():
-        parameter._optimizer_classes = [RowWiseAdagrad]  # type: ignore[attr-defined]
+        parameter._optimizer_classes = [module.optimizer_type()]  # type: ignore[attr-defined]
     return parameters
 
 
@@ -98,7 +99,7 @@ class _BagSharder(FusedEmbeddingBagCollectionSharder):  # type: ignore[misc] # a
     """Row-wise on CPUs too, where it works though TorchRec does not offer it; no data parallelism anywhere."""
 
     def shardable_parameters(self, module: nn.Module) -> dict[str, nn.Parameter]:
-        return _with_state(super().shardable_parameters(module))
+        return _with_state(module, super().shardable_parameters(module))
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
         return list(_BAGS)
@@ -106,7 +107,7 @@ class _BagSharder(FusedEmbeddingBagCollectionSharder):  # type: ignore[misc] # a
 
 class _VectorSharder(FusedEmbeddingCollectionSharder):  # type: ignore[misc] # a class without types
     def shardable_parameters(self, module: nn.Module) -> dict[str, nn.Parameter]:
-        return _with_state(super().shardable_parameters(module))
+        return _with_state(module, super().shardable_parameters(module))
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
         found: list[str] = super().sharding_types(compute_device_type)

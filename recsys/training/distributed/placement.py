@@ -10,21 +10,21 @@ of R rows and K columns:
 | row_wise, a vector an id | B n | B n |
 | table_row_wise | H B n | W B v: its part of sums, added up within the host to H B v |
 
-Weights take 4 R K bytes, row-wise Adagrad 4 R; the buffers of a step 8 bytes for each of these ids and 4 K for each of
-these vectors. All but 1/W of them cross to other ranks, forward, and as many bytes of gradients come back.
+Weights take 4 R K bytes, row-wise Adagrad's state 4 R, Adagrad's 4 R K; the buffers of a step 8 bytes for each of these
+ids and 4 K for each of these vectors. All but 1/W of them cross to other ranks, forward, and as many bytes of gradients
+come back.
 """
 
 import math
 from dataclasses import dataclass
 from typing import Any
 
+from recsys.models.embeddings.updates import state_bytes
 from recsys.training.distributed.cluster import Cluster
 from recsys.training.distributed.demand import Demand
 
 ID_BYTES = 8
 NUMBER_BYTES = 4
-# Row-wise Adagrad: one number a row.
-_STATE_BYTES = 4
 # Of a cache: where each row lies, and for each cached one which it is and when it was read.
 _INDEX_BYTES, _SLOT_BYTES = 4, 16
 
@@ -132,7 +132,8 @@ def shard(
     exchange_ms: float,
 ) -> Shard:
     """A shard with its bytes; of one without rows nothing is read."""
-    weight, state = NUMBER_BYTES * rows * columns, _STATE_BYTES * rows
+    weight = NUMBER_BYTES * rows * columns
+    state = state_bytes(demand.optimizer, rows=rows, columns=columns)
     volume = _volume(demand, cut, cluster, batch_size) if rows else _Volume(0, 0)
     output = NUMBER_BYTES * columns * volume.vectors
     intra, inter = _sent(output, cut, cluster)

@@ -1,5 +1,6 @@
 """A plan as a person reads it: one line a table, then what a rank holds, sends and waits for."""
 
+from recsys.models.embeddings.updates import TITLES
 from recsys.report import aligned_table
 from recsys.training.distributed.placement import Placement
 from recsys.training.distributed.plan import Plan
@@ -71,13 +72,17 @@ def _totals(plan: Plan) -> list[str]:
     return [
         f"parameters    {count_text(plan.parameters)} ({plan.parameters:,}), "
         f"{dense.parameters:,} of them dense, on every rank",
-        f"tables        {bytes_text(kept)} on all ranks, row-wise Adagrad's state included",
+        f"tables        {bytes_text(kept)} on all ranks, {_optimizer(plan)}'s state included",
         *_memory(plan),
         f"moved a step  {bytes_text(busiest.moved_bytes)} at rank {busiest.rank}, the most: ids, vectors, their "
         f"gradients; and {bytes_text(dense.sent_bytes(world))} of dense gradients at every rank",
         f"time a step   {plan.step_ms:.1f} ms without dense computation: tables {slowest.table_ms:.1f} at rank "
         f"{slowest.rank}, the slowest, dense gradients {plan.all_reduce_ms:.1f}",
     ]
+
+
+def _optimizer(plan: Plan) -> str:
+    return " and ".join({TITLES[item.demand.optimizer]: None for item in plan.placements})
 
 
 def _memory(plan: Plan) -> list[str]:

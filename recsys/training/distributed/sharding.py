@@ -39,6 +39,7 @@ def sharded_model(run: RunDirectory, device: torch.device) -> RankingModel:
         seed=experiment.train.seed,
         device=device,
         tables_device="meta",
+        optimizer=experiment.optimizer.embeddings,
     )
     tables = model.embeddings.tables
     assert isinstance(tables, TorchRecTables)
@@ -73,7 +74,7 @@ def _planned(run: RunDirectory, model: RankingModel, device: torch.device) -> Mo
     dense = Dense(sum(parameter.numel() for parameter in model.program.parameters()))
     return plan_module(
         tables,
-        demands(run.schema, experiment.sharding),
+        demands(run.schema, experiment.sharding, experiment.optimizer.embeddings),
         budget=Budget(_cluster(device), experiment.sharding.reserved, dense),
         batch_size=-(-experiment.data.batch_size // world_size()),
         config=experiment.sharding,

@@ -56,7 +56,7 @@ def plan_tables(
     lengths: Sequence[Length] = (),
 ) -> Plan:
     """The plan of tables that are only described: nothing is allocated. Raises ConfigError where none fits."""
-    module = collections([demand.spec for demand in demands], budget.cluster.device)
+    module = collections(demands, budget.cluster.device)
     planned = plan_module(
         module, demands, budget=budget, batch_size=batch_size, config=config, lengths=lengths
     )
