@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from difflib import get_close_matches
 from functools import wraps
 from typing import Any, NoReturn
 
@@ -92,7 +93,15 @@ def _usage(error: TyperException) -> str:
     if isinstance(error.__cause__, ValidationError):
         told = f"{told.partition(': ')[0]}: {wrong_value(error.__cause__.errors()[0])}"
     told = re.sub(r"\. Did you mean (.*)\?$", r" (did you mean \1?)", told)
-    told = re.sub(r"\(Possible options: (.*)\)$", r"(did you mean \1?)", told)
+    asked_option = getattr(error, "option_name", "")
+    # Of the options that come near, the nearest alone.
+    told = re.sub(
+        r"\(Possible options: (.*)\)$",
+        lambda found: (
+            f"(did you mean {get_close_matches(asked_option, found[1].split(', '), 1)[0]}?)"
+        ),
+        told,
+    )
     asked = "recsys" if context is None else context.command_path
     return f"{told[0].lower()}{told[1:]}; see: {asked} --help"
 
