@@ -1689,7 +1689,7 @@ ELSEWHERE: dict[str, str] = {
     "recsys/training/distributed/audit.py: a plan needs TorchRec, and ... is not instal": "an installation without TorchRec",
     "recsys/training/distributed/fit.py: table ... stands ... times in the plan, wher": "tests/recsys/test_sharding_plan.py",
     "recsys/training/distributed/fit.py: table ...: the shards of the plan hold ... n": "tests/recsys/test_sharding_plan.py",
-    "recsys/training/distributed/workers.py: ... workers, and torch sees ": "a machine with GPUs",
+    "recsys/training/distributed/workers.py:  workers, and torch sees ": "a machine with GPUs",
     "recsys/training/distributed/launcher.py: --workers: this process is one": "tests/recsys/test_workers.py",
     "recsys/training/distributed/workers.py: another worker has ended": "a launcher that does not notice an end",
     "recsys/training/journal.py": DAMAGE,
