@@ -9,6 +9,7 @@ from torch import Tensor
 from recsys.errors import ConfigError
 from recsys.experiment import load_experiment
 from recsys.export import export
+from recsys.models.experts import BatchNorm
 from recsys.models.mixing.home import FeatureGates, HierarchyLayer, HoME
 from recsys.models.probe import Probe
 from recsys.training.trainer import train
@@ -231,3 +232,23 @@ def test_home_trains_exports_folded_and_refuses_batches_too_small_to_normalise_o
     # The export itself proves that its scores are the model's.
     bundle = export(tmp_path / "run", tmp_path / "bundle")
     assert b"BatchNorm" not in (bundle.path / "program" / "program.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("rows", [7, 1])
+def test_the_statistics_of_several_ranks_are_torchs_own_where_there_is_one(rows: int) -> None:
+    """Values, gradients and running statistics; that ranks add theirs up is held by two workers against one process."""
+    found = []
+    for way in ("_alone", "_over_ranks"):
+        norm = BatchNorm(2, 3, momentum=0.3).train()
+        torch.manual_seed(0)
+        torch.nn.init.normal_(norm.norm_scale)
+        torch.nn.init.normal_(norm.norm_shift)
+        norm.running_mean.normal_()
+        x_BU = torch.randn(rows, 6, requires_grad=True)
+        y_BU = getattr(norm, way)(x_BU)
+        weights_BU = torch.linspace(-1, 1, y_BU.numel()).view_as(y_BU)
+        (y_BU * weights_BU).sum().backward()
+        learned = [norm.norm_scale.grad, norm.norm_shift.grad, x_BU.grad]
+        found.append([y_BU.detach(), *learned, norm.running_mean, norm.running_var])
+    for mine, theirs in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
