@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import ceiling_table
+import gpu_table
 from estimates import Estimate, markdown
 from towers_numbers import ANOMALIES, Runs, read_runs
 from towers_rows import SUITES, Suite
@@ -38,7 +39,9 @@ def render(records: Path = RECORDS) -> str:
         runs = read_runs(records, "equal_parameters", suite.name)
         if "equal_parameters" in suite.tables and runs:
             blocks += [f"## {ABOUT[suite.name].title}\n", *_suite(suite, runs, records)]
-    blocks += _equal_experts(records) + _papers(records) + _ceiling(records.parent / "ceiling.json")
+    blocks += _equal_experts(records) + _papers(records)
+    blocks += _ceiling(records.parent / "ceiling.json")
+    blocks.append(gpu_table.render(records.parent / "gpu.json"))
     return "\n".join([*blocks, REPRODUCE])
 
 
