@@ -1,7 +1,8 @@
 """A checkpoint to a bundle, with the proof that both score alike.
 
 The program is written as ONNX with U, N and L dynamic; tables go beside it. Before anything is published the bundle
-scores golden requests and validation rows in its own runtime, and must agree with the trained model to 1e-5.
+scores golden requests and validation rows in its own runtime, and must agree with the trained model to 1e-5. Tables
+go from file to file by blocks, and both sides of the proof read single rows of theirs: none is ever in memory whole.
 
 Axes: **U** users, **N** candidates, **B** rows, **T** tasks, **L** events of a sequence, **K** width of one event.
 """
@@ -19,7 +20,6 @@ from typing import Any
 import numpy as np
 import onnx
 import pyarrow as pa
-import safetensors.numpy
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -40,8 +40,9 @@ from recsys.models.experts import fold_norms
 from recsys.publish import Published, publication
 from recsys.raw import column_of
 from recsys.request_rows import RequestColumns, RequestEncoder
-from recsys.run import BEST, load_run
+from recsys.run import BEST, map_run
 from recsys.schema import Schema
+from recsys.tensor_files import Block, row_blocks, write_blocks
 from recsys.utility import identity_utility
 
 logger = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ def export(
     `rows` are raw rows to carry as golden requests, beside the made-up ones. Raises ArtifactError for a damaged run or
     day and when the bundle's scores differ from the model's.
     """
-    trained = load_run(run, checkpoint=checkpoint)
+    trained = map_run(run, checkpoint=checkpoint)
     data = trained.experiment.data
     days = open_days(
         data.directory,
@@ -146,10 +147,15 @@ def _metadata(encoder: Encoder, name: str) -> dict[str, Any]:
 
 
 def _write_tables(model: RankingModel, directory: Path) -> None:
+    """Write each table into a file of its own, by blocks of rows: memory may hold no table whole."""
     directory.mkdir()
-    for table, weight in model.embeddings.table_weights().items():
-        rows = weight.detach().to("cpu", torch.float32).contiguous().numpy()
-        safetensors.numpy.save_file({"weight": rows}, directory / f"{table}.safetensors")
+    for table, weight in model.embeddings.readable_weights().items():
+        rows, width = weight.shape
+        blocks = (
+            Block("weight", (block.start, 0), weight[block])
+            for block in row_blocks(slice(0, rows), width)
+        )
+        write_blocks(directory / f"{table}.safetensors", {"weight": (rows, width)}, blocks)
 
 
 def _write_program(model: RankingModel, schema: Schema, directory: Path) -> None:

@@ -27,11 +27,12 @@ from recsys.errors import ArtifactError, ConfigError
 from recsys.experiment import Experiment, load_experiment
 from recsys.models import RankingModel, build_model
 from recsys.models.embeddings.stored import read_tables, write_tables
+from recsys.models.embeddings.tables import EmbeddingsConfig
 from recsys.models.embeddings.updates import TableOptimizer
 from recsys.publish import CURRENT, Published, fsync_tree, resolve, versions
 from recsys.ranks import is_first, ranks_here
 from recsys.schema import Schema, parse_schema
-from recsys.tensor_files import read_tensors, write_tensors
+from recsys.tensor_files import read_tensors, stored_tensors, write_tensors
 
 BEST = "BEST"
 CHECKPOINT_KIND = "checkpoint"
@@ -177,6 +178,20 @@ def load_run(
     return TrainedRun(directory, published, int(published.metadata["step"]), model)
 
 
+def map_run(path: Path, *, checkpoint: str = BEST) -> TrainedRun:
+    """As `load_run`, on the CPU, but tables stay in the checkpoint's file: rows are read as they are looked up."""
+    directory = open_run(path)
+    config = directory.experiment.model.model_copy(
+        update={"embeddings": EmbeddingsConfig(backend="plain")}
+    )
+    model = build_model(directory.schema, config, seed=0, tables_device="meta")
+    published = resolve_checkpoint(directory, checkpoint)
+    _read_program(published.path, model)
+    model.embeddings.read_from(stored_tensors(published.path / _TABLES))
+    model.eval()
+    return TrainedRun(directory, published, int(published.metadata["step"]), model)
+
+
 def new_model(
     directory: RunDirectory,
     device: torch.device | str,
@@ -224,6 +239,11 @@ def write_weights(directory: Path, model: RankingModel) -> None:
 
 def read_weights(directory: Path, model: RankingModel) -> None:
     """Fill a model from what `write_weights` wrote. Raises ArtifactError when names or shapes differ."""
+    _read_program(directory, model)
+    read_tables(directory / _TABLES, model.embeddings)
+
+
+def _read_program(directory: Path, model: RankingModel) -> None:
     program = read_tensors(directory / _PROGRAM)
     try:
         model.program.load_state_dict(program)
@@ -232,7 +252,6 @@ def read_weights(directory: Path, model: RankingModel) -> None:
             f"{directory / _PROGRAM}: does not fit this run's model ({str(error).splitlines()[0]}); "
             "it was made by another release or another experiment"
         ) from error
-    read_tables(directory / _TABLES, model.embeddings)
 
 
 def choose_device(name: str) -> torch.device:

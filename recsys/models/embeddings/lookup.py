@@ -10,6 +10,7 @@ Axes: **F** sparse slots, **B** rows, **N** ids, **M** bags, **K** embedding wid
 import importlib.util
 import logging
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Literal
 
 import torch
@@ -20,6 +21,7 @@ from recsys.batch import Batch
 from recsys.errors import ArtifactError, ConfigError
 from recsys.layout import BlockSide, Slot, dense, slots
 from recsys.models.embeddings.plain import PlainTables
+from recsys.models.embeddings.read_only import StoredTables
 from recsys.models.embeddings.tables import (
     Bags,
     EmbeddingsConfig,
@@ -32,6 +34,7 @@ from recsys.models.embeddings.updates import FUSED, QUANTITIES, TableOptimizer
 from recsys.models.inputs import Blocks
 from recsys.ranks import world_size
 from recsys.schema import Schema
+from recsys.tensor_files import StoredTensor, row_blocks
 
 logger = logging.getLogger(__name__)
 
@@ -87,12 +90,22 @@ class Embeddings(nn.Module):
         """Views of the tables' rows by table name, [rows, K], in a process that holds them whole."""
         return {part.table: part.weight_RK for part in self._whole_tables()}
 
+    def readable_weights(self) -> Mapping[str, Readable]:
+        """As `table_weights`, to be read in parts where the tables lie in a file."""
+        tables = self.tables
+        return tables.stored if isinstance(tables, StoredTables) else self.table_weights()
+
+    def read_from(self, weights: Mapping[str, StoredTensor]) -> None:
+        """Look rows up where they are stored from now on; none is trained. Raises ArtifactError if tables differ."""
+        _check_shapes(self._shapes, weights, "table")
+        self.tables = StoredTables(weights)
+
     def load_table_weights(self, weights: Mapping[str, Readable]) -> None:
         """Fill what this process holds of tables from all of them, by name. Raises ArtifactError if they differ."""
-        _check_shapes({spec.name: (spec.rows, spec.dim) for spec in self.specs}, weights, "table")
+        _check_shapes(self._shapes, weights, "table")
         with torch.no_grad():
             for part in self.tables.parts():
-                part.weight_RK.copy_(weights[part.table][part.rows, part.columns])
+                _fill(part.weight_RK, weights[part.table], (part.rows, part.columns))
 
     def optimizer_state(self) -> dict[str, Tensor]:
         """Views of what the optimizer remembers, by `Quantity.key`, as `table_weights`."""
@@ -116,8 +129,11 @@ class Embeddings(nn.Module):
         with torch.no_grad():
             for part in self.tables.parts():
                 for item in self.quantities:
-                    found = state[item.key(part.table)]
-                    part.state[item.name].copy_(found[part.place(item)])
+                    _fill(part.state[item.name], state[item.key(part.table)], part.place(item))
+
+    @property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {spec.name: (spec.rows, spec.dim) for spec in self.specs}
 
     def _whole_tables(self) -> list[Part]:
         assert world_size() == 1, "a rank holds parts of the tables"
@@ -344,6 +360,13 @@ def _dense_columns(schema: Schema, side: BlockSide) -> list[int]:
     """Columns of `dense_BD` that belong to a side, in order."""
     sides = [item.side for item in dense(schema) for _ in range(item.width)]
     return [column for column, of in enumerate(sides) if of == side]
+
+
+def _fill(target: Tensor, source: Readable, place: tuple[slice, ...]) -> None:
+    """Copy what lies at a place of the source into the target, by blocks of rows."""
+    first = place[0].start
+    for rows in row_blocks(place[0], prod(target.shape[1:])):
+        target[rows.start - first : rows.stop - first] = source[(rows, *place[1:])]
 
 
 def _check_shapes(

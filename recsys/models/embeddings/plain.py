@@ -23,7 +23,10 @@ from recsys.models.embeddings.updates import QUANTITIES, TableOptimizer, step_of
 
 
 class PlainTables(nn.Module):
-    """Tables as buffers: no dense optimizer sees them. The contract is `recsys.models.embeddings.tables.Tables`."""
+    """Tables as buffers: no dense optimizer sees them. The contract is `recsys.models.embeddings.tables.Tables`.
+
+    On torch's meta device they hold nothing.
+    """
 
     def __init__(
         self,
@@ -47,7 +50,8 @@ class PlainTables(nn.Module):
                 table.register_buffer(quantity.name, torch.empty(shape, device=device))
             self._rows[module_name(spec.name)] = table
         self._names = tuple(spec.name for spec in specs)
-        initialise(self.parts(), specs, config, seed=seed)
+        if device.type != "meta":
+            initialise(self.parts(), specs, config, seed=seed)
 
     def forward(self, bags: Mapping[str, Bags]) -> dict[str, Tensor]:
         return {name: self._sum(name, item) for name, item in bags.items()}
@@ -65,10 +69,10 @@ class PlainTables(nn.Module):
     def _sum(self, name: str, bags: Bags) -> Tensor:
         weight = self._rows[module_name(name)].get_buffer("weight")
         if not torch.is_grad_enabled():
-            return _sum_rows(weight, bags.ids_N, bags.lengths_M)
+            return sum_rows(weight, bags.ids_N, bags.lengths_M)
         unique_R, position_N = torch.unique(bags.ids_N, return_inverse=True)
         rows_RK = weight.index_select(0, unique_R).requires_grad_()
-        summed_MK = _sum_rows(rows_RK, position_N, bags.lengths_M)
+        summed_MK = sum_rows(rows_RK, position_N, bags.lengths_M)
 
         rate = self._rate
 
@@ -101,7 +105,8 @@ class PlainTables(nn.Module):
         return {item.name: table.get_buffer(item.name) for item in QUANTITIES[self._optimizer]}
 
 
-def _sum_rows(weight: Tensor, ids_N: Tensor, lengths_M: Tensor | None) -> Tensor:
+def sum_rows(weight: Tensor, ids_N: Tensor, lengths_M: Tensor | None) -> Tensor:
+    """The sum of each bag's rows, [M, K]; the ids' own rows for bags of one."""
     if lengths_M is None:
         return F.embedding(ids_N, weight)
     offsets_M = lengths_M.long().cumsum(0) - lengths_M

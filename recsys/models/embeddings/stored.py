@@ -30,8 +30,7 @@ def write_tables(file: Path, embeddings: Embeddings) -> None:
 
 def read_tables(file: Path, embeddings: Embeddings) -> None:
     """Fill what this process holds of tables. Raises ArtifactError when the file or a table in it does not fit."""
-    with stored_tensors(file) as tables:
-        embeddings.load_table_weights(tables)
+    embeddings.load_table_weights(stored_tensors(file))
 
 
 def write_table_optimizer(file: Path, embeddings: Embeddings) -> None:
@@ -49,8 +48,7 @@ def write_table_optimizer(file: Path, embeddings: Embeddings) -> None:
 
 def read_table_optimizer(file: Path, embeddings: Embeddings) -> None:
     """Fill the optimizer's state of what this process holds of tables. Raises ArtifactError as `read_tables`."""
-    with stored_tensors(file) as sums:
-        embeddings.load_optimizer_state(sums)
+    embeddings.load_optimizer_state(stored_tensors(file))
 
 
 def _as_cut(part: Part, quantity: Quantity) -> Block:
