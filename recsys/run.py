@@ -5,6 +5,7 @@ run/
   experiment.json   the resolved experiment, paths relative to this directory
   schema.json       the schema it was trained for
   encoder/          a copy of the encoder, so that a run outlives the encoder's next fit
+  parent.json       the checkpoint that a warm start began from, and warm_start.json, what it kept of it
   metrics.jsonl     one JSON object a line: training and validation records
   checkpoints/      publications of kind "checkpoint", with pointers CURRENT (newest) and BEST
   tensorboard/
@@ -29,6 +30,8 @@ from recsys.models import RankingModel, build_model
 from recsys.models.embeddings.stored import read_tables, write_tables
 from recsys.models.embeddings.tables import EmbeddingsConfig
 from recsys.models.embeddings.updates import TableOptimizer
+from recsys.parent import FILE as PARENT
+from recsys.parent import Parent, read_parent
 from recsys.publish import CURRENT, Published, fsync_tree, resolve, versions
 from recsys.ranks import is_first, ranks_here
 from recsys.schema import Schema, parse_schema
@@ -40,8 +43,8 @@ _EXPERIMENT = "experiment.json"
 _SCHEMA = "schema.json"
 _ENCODER = "encoder"
 _METRICS = "metrics.jsonl"
-_PROGRAM = "program.safetensors"
-_TABLES = "tables.safetensors"
+PROGRAM = "program.safetensors"
+TABLES = "tables.safetensors"
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,11 @@ class RunDirectory:
     @property
     def metrics(self) -> Path:
         return self.path / _METRICS
+
+    @property
+    def parent(self) -> Parent | None:
+        """The checkpoint of another run that this one began from."""
+        return read_parent(self.path)
 
     @property
     def tensorboard(self) -> Path:
@@ -102,7 +110,7 @@ class TrainedRun:
         return self.directory.encoder
 
 
-def create_run(path: Path, experiment: Experiment) -> None:
+def create_run(path: Path, experiment: Experiment, *, parent: Parent | None = None) -> None:
     """Make a new run directory for an experiment. It appears as a whole or not at all.
 
     A run that never began (no metrics) is replaced. Raises ArtifactError when the path holds anything else, and what
@@ -119,6 +127,8 @@ def create_run(path: Path, experiment: Experiment) -> None:
         (draft / _EXPERIMENT).write_text(portable.to_json(path), encoding="utf-8")
         (draft / _SCHEMA).write_text(schema.to_json(), encoding="utf-8")
         encoder.write(draft / _ENCODER)
+        if parent is not None:
+            (draft / PARENT).write_text(parent.to_json(path), encoding="utf-8")
         if path.is_dir():
             shutil.rmtree(path)
         fsync_tree(draft)
@@ -145,9 +155,14 @@ def fitted_encoder(experiment: Experiment) -> Encoder:
     return _encoder_for(load_encoder(experiment.data.encoder), experiment.load_schema(), experiment)
 
 
+def holds_run(path: Path) -> bool:
+    """Whether a run lies in a directory."""
+    return (path / _EXPERIMENT).is_file()
+
+
 def open_run(path: Path) -> RunDirectory:
     """The run directory at a path. Raises ArtifactError when there is none or its files do not fit each other."""
-    if not (path / _EXPERIMENT).is_file():
+    if not holds_run(path):
         raise ArtifactError(
             f"{path}: holds no run (no {_EXPERIMENT}); check the path, or train first"
         )
@@ -187,7 +202,7 @@ def map_run(path: Path, *, checkpoint: str = BEST) -> TrainedRun:
     model = build_model(directory.schema, config, seed=0, tables_device="meta")
     published = resolve_checkpoint(directory, checkpoint)
     _read_program(published.path, model)
-    model.embeddings.read_from(stored_tensors(published.path / _TABLES))
+    model.embeddings.read_from(stored_tensors(published.path / TABLES))
     model.eval()
     return TrainedRun(directory, published, int(published.metadata["step"]), model)
 
@@ -233,23 +248,23 @@ def resolve_checkpoint(directory: RunDirectory, checkpoint: str) -> Published:
 def write_weights(directory: Path, model: RankingModel) -> None:
     """Write a model's parameters, buffers and tables into a directory; of several ranks each its part."""
     if is_first():
-        write_tensors(directory / _PROGRAM, model.program.state_dict())
-    write_tables(directory / _TABLES, model.embeddings)
+        write_tensors(directory / PROGRAM, model.program.state_dict())
+    write_tables(directory / TABLES, model.embeddings)
 
 
 def read_weights(directory: Path, model: RankingModel) -> None:
     """Fill a model from what `write_weights` wrote. Raises ArtifactError when names or shapes differ."""
     _read_program(directory, model)
-    read_tables(directory / _TABLES, model.embeddings)
+    read_tables(directory / TABLES, model.embeddings)
 
 
 def _read_program(directory: Path, model: RankingModel) -> None:
-    program = read_tensors(directory / _PROGRAM)
+    program = read_tensors(directory / PROGRAM)
     try:
         model.program.load_state_dict(program)
     except RuntimeError as error:
         raise ArtifactError(
-            f"{directory / _PROGRAM}: does not fit this run's model ({str(error).splitlines()[0]}); "
+            f"{directory / PROGRAM}: does not fit this run's model ({str(error).splitlines()[0]}); "
             "it was made by another release or another experiment"
         ) from error
 
@@ -276,7 +291,7 @@ def choose_threads(asked: int | None) -> int:
 def _require_free(path: Path) -> None:
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
-    if not (path / _EXPERIMENT).is_file():
+    if not holds_run(path):
         raise ArtifactError(f"{path}: holds other files; choose another directory for the run")
     if (path / _METRICS).exists():
         raise ArtifactError(

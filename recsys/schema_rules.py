@@ -150,7 +150,7 @@ def _target_problem(
 
 def _table_problems(schema: Sections) -> Iterator[str]:
     families: dict[str, tuple[str, str]] = {}
-    for table, reader, found in _table_readers(schema):
+    for table, reader, found in table_readers(schema):
         first_family, first_reader = families.setdefault(table, (found, reader))
         if found != first_family:
             yield (
@@ -162,7 +162,7 @@ def _table_problems(schema: Sections) -> Iterator[str]:
             yield f"tables.{name} is read by no feature and no sequence; remove it"
 
 
-def _table_readers(schema: Sections) -> Iterator[tuple[str, str, str]]:
+def table_readers(schema: Sections) -> Iterator[tuple[str, str, str]]:
     """Table, what reads it, and the family of its ids: strings, integers, or hashes that a feature makes."""
     for name, item in schema.features.items():
         if isinstance(item, CategoricalFeature | MultiValuedFeature):

@@ -25,6 +25,14 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")
     ] = False,
+    warm_start: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Begin with what another run has learned; RUN/checkpoints/NAME is one checkpoint.",
+            show_default=False,
+        ),
+    ] = None,
     workers: Annotated[
         int,
         typer.Option(min=1, help="Processes that share tables and batches (torchrun does too)."),
@@ -41,28 +49,30 @@ def train(
     root = run_directory or experiment.parent / "run"
     command = ["train", str(experiment), str(root)]
     command += [part for override in overrides or [] for part in ("--set", override)]
+    begin = [] if warm_start is None else ["--warm-start", str(warm_start)]
     if workers > 1:
         # A mistake in the file is told before processes start.
         tree = load_experiment(experiment, overrides=tuple(overrides or ()))
         check_backend(tree.model.embeddings.backend)
         options = ["--resume"] * resume + ["--json"] * as_json
-        launch([*command, *options], workers)
+        launch([*command, *begin, *options], workers)
         return
     with joined():
         tree = load_experiment(experiment, overrides=tuple(overrides or ()))
         try:
-            result = run(tree, root, resume=resume)
+            result = run(tree, root, resume=resume, warm_start=warm_start)
         except KeyboardInterrupt as stop:
             again = ["recsys", *command, *workers_option()]
-            raise KeyboardInterrupt(_kept(again, root)) from stop
+            raise KeyboardInterrupt(_kept(again, root, begin=begin)) from stop
         if is_first():
             show(result.to_json(), result.render(), as_json)
 
 
-def _kept(command: list[str], root: Path) -> str:
+def _kept(command: list[str], root: Path, *, begin: list[str]) -> str:
     """What an interrupted training leaves, and how to go on with it."""
     if not (root / "experiment.json").is_file():
-        return f"nothing was written yet; start again with: {shlex.join(command)}"
+        again = shlex.join([*command, *begin])
+        return f"nothing was written yet; start again with: {again}"
     reached = (root / "checkpoints" / "CURRENT").is_file()
     kept = "its newest checkpoint" if reached else "no checkpoint of it yet"
     return f"{root} holds {kept}; go on with: {shlex.join([*command, '--resume'])}"

@@ -36,12 +36,14 @@ from recsys.ranks import is_first, on_first, rank, to_first, wait_for_all
 from recsys.run import (
     BEST,
     CHECKPOINT_KIND,
+    PROGRAM,
+    TABLES,
     RunDirectory,
     read_weights,
     resolve_checkpoint,
     write_weights,
 )
-from recsys.tensor_files import read_tensors, write_tensors
+from recsys.tensor_files import StoredTensor, read_tensors, stored_tensors, write_tensors
 from recsys.training.averages import Averages
 from recsys.training.balancing.method import Balance
 from recsys.training.optim import DenseOptimizer
@@ -102,6 +104,26 @@ def read_progress(run: RunDirectory) -> tuple[Published, Progress] | None:
         return None
     published = resolve_checkpoint(run, CURRENT)
     return published, _read_state(published.path / _STATE)
+
+
+@dataclass(frozen=True, eq=False)
+class StoredTraining:
+    """A checkpoint's tensors by name: what another run may take of it."""
+
+    program: Mapping[str, Tensor]
+    tables: Mapping[str, StoredTensor]
+    dense_optimizer: Mapping[str, Tensor]
+    table_optimizer: Mapping[str, StoredTensor]
+
+
+def stored_training(published: Published) -> StoredTraining:
+    """What a checkpoint holds of a training. Raises ArtifactError when a file cannot be read."""
+    return StoredTraining(
+        read_tensors(published.path / PROGRAM),
+        stored_tensors(published.path / TABLES),
+        read_tensors(published.path / _DENSE_OPTIMIZER),
+        stored_tensors(published.path / _TABLE_OPTIMIZER),
+    )
 
 
 def restore(

@@ -35,6 +35,7 @@ from recsys.training.journal import Journal, Record, Silence, open_journal, prog
 from recsys.training.objective import Loss, mean_by_task
 from recsys.training.selection import best_record, evaluations_since_best
 from recsys.training.training import Training
+from recsys.training.warm_start import choose_parent
 
 logger = logging.getLogger(__name__)
 
@@ -70,20 +71,31 @@ class FinishedRun:
         return "\n".join([*lines, f"run: {self.path}"])
 
 
-def train(experiment: Experiment | Path, run: Path, *, resume: bool = False) -> FinishedRun:
+def train(
+    experiment: Experiment | Path,
+    run: Path,
+    *,
+    resume: bool = False,
+    warm_start: Path | None = None,
+) -> FinishedRun:
     """Train a new run, or with `resume` go on with the one that lies there, from its newest checkpoint.
 
-    A run that was stopped before its first checkpoint starts again; a finished one is reported as it is. Raises
-    ArtifactError when there is a run already and `resume` was not asked for (or none, and it was), when the run's
-    schema, days or encoder do not fit, ConfigError when a resumed run was started with another experiment, and
-    TrainingError when the loss stops being a number.
+    With `warm_start`, a run or a checkpoint of one, a new run begins with what that one has learned. A run that was
+    stopped before its first checkpoint starts again; a finished one is reported as it is. Raises ArtifactError when
+    there is a run already and `resume` was not asked for (or none, and it was), when the run's schema, days or encoder
+    do not fit, ConfigError when a resumed run was started with another experiment, and TrainingError when the loss
+    stops being a number.
     """
     asked = load_experiment(experiment) if isinstance(experiment, Path) else experiment
     if resume:
+        if warm_start is not None:
+            raise ConfigError(
+                "--resume goes on with a run, --warm-start begins a new one from another; leave one of them out"
+            )
         directory = open_run(run)
         _require_same(directory, asked)
         return _fit(directory)
-    on_first(lambda: create_run(run, asked))
+    on_first(lambda: _create(run, asked, warm_start))
     new = open_run(run)
     try:
         return _fit(new)
@@ -91,6 +103,10 @@ def train(experiment: Experiment | Path, run: Path, *, resume: bool = False) -> 
         if is_first():
             remove_unless_begun(new)
         raise
+
+
+def _create(run: Path, asked: Experiment, warm_start: Path | None) -> None:
+    create_run(run, asked, parent=None if warm_start is None else choose_parent(warm_start))
 
 
 @dataclass

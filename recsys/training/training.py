@@ -37,6 +37,7 @@ from recsys.training.journal import Record
 from recsys.training.objective import Loss, build_objective
 from recsys.training.optim import Optimizer
 from recsys.training.selection import criterion_for, numbers_of
+from recsys.training.warm_start import warm_start
 
 _SHOWN_ROW_KEYS = 5
 # To watch a row costs about what it costs to train on it: one in so many keeps that under 1 %.
@@ -92,6 +93,7 @@ class Training:
         if found is None:
             on_first(lambda: warn_of_funnel_breaks(self.train_days))
             self.model.program.initialize_output_bias(on_first(self.train_days.label_means))
+            warm_start(run, self.model, self.optimizer.dense)
         self.averages = Averages(self.model.program, decay=settings.ema)
         if found is not None:
             published, progress = found

@@ -70,6 +70,14 @@ CASES: dict[str, dict[str, Any]] = {
     # The one process of this case makes its steps at once.
     "parts": {"overrides": ["train.accumulate=3", "train.ema=0.9", "optimizer.embeddings=adagrad"]},
 }
+# From rows whose vocabularies have another order: each worker looks up what its parts of tables come from.
+NEXT = [
+    'schema_file="next/schema.toml"',
+    'data.directory="next/data"',
+    'data.encoder="next/encoder"',
+    "train.epochs=1",
+]
+WARM: dict[str, dict[str, Any]] = {"warm": {"overrides": NEXT, "warm_start": "mmoe"}}
 # Sums over rows in another order differ by rounding. Biases in front of HoME's normalisation have no gradient but that,
 # of which AdamW makes whole steps: they show where running statistics are used, in a batch of one row.
 TOLERANCE = {"mmoe": 1e-5, "home": 1e-3, "parts": 1e-5}
@@ -82,7 +90,7 @@ class Trained:
     folder: Path
 
     def experiment(self, name: str, *more: str) -> Experiment:
-        overrides = (*CASES[name]["overrides"], *more)
+        overrides = (*(CASES | WARM)[name]["overrides"], *more)
         return load_experiment(self.folder / "experiment.toml", overrides=overrides)
 
     def notes(self, name: str) -> list[dict[str, Any]]:
@@ -118,7 +126,9 @@ def data_in(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = data_in(tmp_path_factory.mktemp("workers"))
-    start(folder, CASES)
+    (folder / "next").mkdir()
+    small_data(folder / "next", rows={"2026-01-01": 60, "2026-01-02": 120, "2026-01-03": 100})
+    start(folder, CASES | WARM)
     return Trained(folder)
 
 
@@ -221,6 +231,18 @@ def test_one_process_goes_on_where_two_stopped(trained: Trained, tmp_path: Path)
 
     assert losses_of(run) == pytest.approx(losses_of(trained.folder / "mmoe"), rel=1e-5)
     assert_close(state_of(run), state_of(trained.folder / "mmoe"), 1e-5)
+
+
+def test_workers_begin_with_what_one_process_begins_with(trained: Trained) -> None:
+    run, alone = trained.folder / "warm", trained.folder / "warm-alone"
+
+    train(trained.experiment("warm"), alone, warm_start=trained.folder / "mmoe")
+
+    reports = [json.loads((item / "warm_start.json").read_text()) for item in (run, alone)]
+    assert reports[0] == reports[1]
+    assert 0 < reports[0]["tables"]["item"]["kept"] < 100
+    assert losses_of(run) == pytest.approx(losses_of(alone), rel=1e-5)
+    assert_close(state_of(run), state_of(alone), 1e-5)
 
 
 def stopped_at(run: Path, step: int, copy: Path) -> Path:

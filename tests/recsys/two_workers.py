@@ -66,7 +66,8 @@ def main(folder: Path) -> None:
         notes = Notes()
         notes.watch()
         experiment = load_experiment(folder / "experiment.toml", overrides=case["overrides"])
-        train(experiment, folder / name, resume=case.get("resume", False))
+        parent = folder / case["warm_start"] if "warm_start" in case else None
+        train(experiment, folder / name, resume=case.get("resume", False), warm_start=parent)
         (folder / f"{name}-{rank()}.json").write_text(json.dumps(notes.to_json()))
 
 

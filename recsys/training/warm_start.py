@@ -1,0 +1,147 @@
+"""A new run that begins with what another one has learned.
+
+Kept are rows of tables by id and dense parameters by name, both with their optimizer's state, where they mean the same
+in both runs. Everything else begins anew: steps, learning rates' schedule, records, best score and patience, what a
+balancing method has learned, the order of rows and the random numbers.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from recsys.errors import ArtifactError, ConfigError
+from recsys.models import RankingModel
+from recsys.models.embeddings.lookup import table_specs
+from recsys.models.embeddings.tables import Part
+from recsys.models.embeddings.updates import Quantity
+from recsys.parent import Parent
+from recsys.publish import fsync
+from recsys.ranks import is_first, on_first
+from recsys.run import BEST, RunDirectory, holds_run, open_run, resolve_checkpoint
+from recsys.tensor_files import StoredTensor, row_blocks
+from recsys.training.checkpoint import StoredTraining, stored_training
+from recsys.training.kept_parameters import Asked, Kept, kept_parameters
+from recsys.training.optim import DenseOptimizer
+from recsys.training.row_origins import NONE, Fresh, Origin, row_origins
+from recsys.training.warm_start_report import WarmStart, table_start
+
+logger = logging.getLogger(__name__)
+
+REPORT = "warm_start.json"
+_CHECKPOINTS = "checkpoints"
+
+
+def choose_parent(path: Path) -> Parent:
+    """The checkpoint that a path stands for: the best of a run, or `RUN/checkpoints/CURRENT` or another name there.
+
+    Raises ArtifactError when there is none or it is damaged.
+    """
+    run, checkpoint = path, BEST
+    if path.parent.name == _CHECKPOINTS and holds_run(path.parent.parent):
+        run, checkpoint = path.parent.parent, path.name
+    elif not holds_run(path):
+        raise ArtifactError(
+            f"{path}: is neither a run nor a checkpoint of one; name a run, or RUN/{_CHECKPOINTS}/CURRENT"
+        )
+    published = resolve_checkpoint(open_run(run), checkpoint)
+    return Parent(run, published.version, published.digest, int(published.metadata["step"]))
+
+
+def warm_start(run: RunDirectory, model: RankingModel, optimizer: DenseOptimizer) -> None:
+    """Fill a fresh model and optimizer with what they keep of the run's parent, if it has one; write what that was.
+
+    Ranks do it together, each for its parts of tables. Raises ConfigError when nothing can be kept, ArtifactError when
+    the parent is gone or damaged.
+    """
+    if run.parent is None:
+        return
+    parent = run.parent
+    old = open_run(parent.run)
+    stored = stored_training(on_first(lambda: resolve_checkpoint(old, parent.checkpoint)))
+    origins = row_origins(old.encoder, run.encoder)
+    was, now = (item.experiment.optimizer.embeddings for item in (old, run))
+    quantities = model.embeddings.quantities if was == now else ()
+    kept = kept_parameters(
+        model.program,
+        stored.program,
+        old=Asked(old.experiment, old.schema),
+        new=Asked(run.experiment, run.schema),
+    )
+    if not kept.kept and all(isinstance(origin, Fresh) for origin in origins.values()):
+        raise ConfigError(
+            f"{parent.run}: no table and no parameter of it fits this run; train without --warm-start"
+        )
+    _take_parameters(kept, stored, model, optimizer)
+    for part in model.embeddings.tables.parts():
+        take_rows(part, stored, origins, quantities=quantities)
+    if is_first():
+        dropped = {spec.name for spec in table_specs(old.schema)} - origins.keys()
+        report = WarmStart(
+            parent,
+            {name: table_start(origin, name, run.schema) for name, origin in origins.items()},
+            tuple(sorted(dropped)),
+            state_anew=None if was == now else f"{now}, was {was}",
+            dense=kept,
+        )
+        _write(run.path / REPORT, report)
+        logger.info("%s", report.render())
+
+
+def _take_parameters(
+    kept: Kept, stored: StoredTraining, model: RankingModel, optimizer: DenseOptimizer
+) -> None:
+    names = frozenset(kept.kept)
+    model.program.load_state_dict({name: stored.program[name] for name in names}, strict=False)
+    moments = stored.dense_optimizer.items()
+    optimizer.load_state({key: item for key, item in moments if key.rpartition("/")[0] in names})
+
+
+@torch.no_grad()
+def take_rows(
+    part: Part,
+    stored: StoredTraining,
+    origins: Mapping[str, Origin | Fresh],
+    *,
+    quantities: Sequence[Quantity],
+) -> None:
+    """Fill those rows of a part that have an origin, and these quantities of the optimizer's state of them."""
+    origin = origins.get(part.table, Fresh(""))
+    if isinstance(origin, Fresh):
+        return
+    device = part.weight_RK.device
+    state = {item: stored.table_optimizer[item.key(part.table)] for item in quantities}
+    for rows in row_blocks(part.rows, part.weight_RK.shape[1]):
+        old_R = torch.from_numpy(origin.of(rows))
+        own_R = (old_R != NONE).nonzero().flatten()
+        old_R, here_R = old_R[own_R], (own_R + (rows.start - part.first_row)).to(device)
+        weights_RK = _rows(stored.tables[part.table], old_R)
+        part.weight_RK[here_R] = weights_RK[:, part.columns].to(device)
+        for item, found in state.items():
+            if item.of != "table":
+                own = (slice(None), *part.place(item)[1:])
+                part.state[item.name][here_R] = _rows(found, old_R)[own].to(device)
+    for item, found in state.items():
+        if item.of == "table":
+            part.state[item.name].copy_(found[:])
+
+
+def _rows(stored: StoredTensor, rows_R: torch.Tensor) -> torch.Tensor:
+    """Rows of a stored tensor; those that lie side by side are read at once."""
+    if not len(rows_R):
+        return stored[0:0]
+    first, last = int(rows_R[0]), int(rows_R[-1])
+    if np.array_equal(rows_R.numpy(), np.arange(first, last + 1)):
+        return stored[first : last + 1]
+    return stored.take(rows_R)
+
+
+def _write(file: Path, report: WarmStart) -> None:
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(report.to_json(), indent=1), encoding="utf-8")
+    fsync(temporary)
+    os.replace(temporary, file)
