@@ -47,6 +47,9 @@ def collate(encoded: pa.Table, schema: Schema, *, side: BlockSide | None = None)
         else:
             lengths_FB[f] = np.diff(column.offsets.to_numpy())
             values.append(_flat(column))
+    assert all(ids.dtype == np.int64 for ids in values), (
+        "ids of unbounded tables are hashes still; recsys.idmap turns them into rows"
+    )
     return Packed(
         np.concatenate(values) if values else np.empty(0, np.int64),
         _weights(encoded, side_slots, lengths_FB),

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from recsys.day_names import DayRange
 from recsys.encode import Encoder
 from recsys.errors import ArtifactError, DataError, nearest
+from recsys.idmap import IdMap, table_rows
 from recsys.layout import encoded_arrow, label_column, observed_column
 from recsys.publish import CURRENT, Published, resolve
 from recsys.schema import Schema
@@ -40,15 +41,41 @@ class RowGroup:
 
 
 class Days:
-    """The rows of some days: their builds, resolved once, and their row groups. See `open_days`."""
+    """The rows of some days: their builds, resolved once, and their row groups. See `open_days`.
+
+    `id_maps` turn the hashes of unbounded tables into rows of those tables; without them rows hold hashes.
+    """
 
     def __init__(
-        self, schema: Schema, builds: tuple[Build, ...], groups: tuple[RowGroup, ...]
+        self,
+        schema: Schema,
+        builds: tuple[Build, ...],
+        groups: tuple[RowGroup, ...],
+        id_maps: Mapping[str, IdMap] | None = None,
     ) -> None:
         self.schema = schema
         self.builds = builds
         self.groups = groups
         self.rows = sum(group.rows for group in groups)
+        self.id_maps = id_maps
+
+    def with_id_maps(self, id_maps: Mapping[str, IdMap]) -> "Days":
+        """The same rows with their ids as these maps have them."""
+        return Days(self.schema, self.builds, self.groups, id_maps)
+
+    def only(self, groups: tuple[RowGroup, ...]) -> "Days":
+        """The same days with some of their row groups."""
+        return Days(self.schema, self.builds, groups, self.id_maps)
+
+    def read(self, groups: tuple[RowGroup, ...], columns: list[str]) -> pa.Table:
+        """The named columns of row groups, as `read_rows`, with the id maps applied where there are any."""
+        table = read_rows(groups, columns)
+        return table if self.id_maps is None else table_rows(table, self.schema, self.id_maps)
+
+    def groups_of(self, build: Build) -> tuple[RowGroup, ...]:
+        """The row groups of one of these days."""
+        place = (build.day, build.version)
+        return tuple(group for group in self.groups if group.file.parts[-3:-1] == place)
 
     @property
     def labels_digest(self) -> str:

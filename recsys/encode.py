@@ -142,8 +142,8 @@ class Encoder:
             },
         }
 
-    def _rows(self, table_name: str, values_N: pa.Array) -> NDArray[np.int64]:
-        """Table rows of raw ids; null is the missing row."""
+    def _rows(self, table_name: str, values_N: pa.Array) -> NDArray[Any]:
+        """Table rows of raw ids, or of an unbounded table their hashes (uint64); null is the missing row."""
         present = (
             values_N.is_valid().to_numpy(zero_copy_only=False) if values_N.null_count else None
         )
@@ -152,10 +152,14 @@ class Encoder:
             known = known.cast(pa.int64())
         table = self.schema.tables[table_name]
         vocabulary = self.vocabularies.get(table_name)
-        rows = _hashed_rows(known, table) if vocabulary is None else vocabulary.rows(known)
+        rows: NDArray[Any]
+        if table_name in self.schema.unbounded:
+            rows = _hashes(known, table)
+        else:
+            rows = _hashed_rows(known, table) if vocabulary is None else vocabulary.rows(known)
         if present is None:
             return rows
-        rows_N = np.full(len(values_N), MISSING_ROW, np.int64)
+        rows_N = np.full(len(values_N), MISSING_ROW, rows.dtype)
         rows_N[present] = rows
         return rows_N
 
@@ -284,6 +288,11 @@ def read_encoder(directory: Path) -> Encoder:
 def _hashed_rows(values_N: pa.Array, table: Table) -> NDArray[np.int64]:
     hashes_N = hash_ids(values_N, table.seed)
     return (hashes_N % np.uint64(table.rows - RESERVED_ROWS)).astype(np.int64) + RESERVED_ROWS
+
+
+def _hashes(values_N: pa.Array, table: Table) -> NDArray[np.uint64]:
+    """Hashes of ids; 0 stands for a missing one, so an id of hash 0, if there ever is one, takes 1."""
+    return np.maximum(hash_ids(values_N, table.seed), np.uint64(1))
 
 
 def _list_array(offsets: NDArray[np.int64], values_N: NDArray[Any]) -> pa.ListArray:

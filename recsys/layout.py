@@ -85,7 +85,9 @@ def _encoded_fields(
     """Fields of encoded rows, in order. With labels: labels, observed, weight, group, row key and kept columns too."""
     fields = []
     for slot in slots(schema, side):
-        ids = pa.int64() if slot.kind == "single" else pa.list_(pa.int64())
+        # A hash is no row yet, and no reader can take it for one.
+        row = pa.uint64() if slot.table in schema.unbounded else pa.int64()
+        ids = row if slot.kind == "single" else pa.list_(row)
         fields.append(pa.field(slot.name, ids))
         if slot.weighted:
             fields.append(pa.field(weights_column(slot.name), pa.list_(pa.float32())))

@@ -169,14 +169,25 @@ class Schema(Config):
         return dict(self.tables) | implicit
 
     @cached_property
+    def unbounded(self) -> tuple[str, ...]:
+        """Tables whose encoded ids are 64-bit hashes, which an id map (`recsys.idmap`) turns into rows."""
+        return tuple(name for name, item in self.tables.items() if item.id_kind == "unbounded")
+
+    @cached_property
     def data_digest(self) -> str:
         """SHA-256 over everything that changes encoded rows: dtypes, kinds, transforms, table rows and seeds, labels.
 
-        Widths, sides, targets, pooling and the funnel are left out: tuning them must not invalidate data.
+        Widths, sides, targets, pooling and the funnel are left out: tuning them must not invalidate data. So are rows
+        and admission of unbounded tables.
         """
         tree = self.model_dump(mode="json")
         for table in tree["tables"].values():
-            del table["dim"]
+            settings = ["dim", "eviction"]
+            if table["ids"] == "unbounded":
+                # Rows hold hashes: which of them have a row of the table is the id map's to say.
+                settings += ["rows", "min_count"]
+            for key in settings:
+                table.pop(key, None)
         for feature in tree["features"].values():
             for key in ("side", "user_columns", "serve", "value", "pooling"):
                 feature.pop(key, None)

@@ -160,6 +160,12 @@ def _table_problems(schema: Sections) -> Iterator[str]:
     for name in schema.tables:
         if name not in families:
             yield f"tables.{name} is read by no feature and no sequence; remove it"
+    for name, item in schema.tables.items():
+        if item.eviction is not None and item.id_kind != "unbounded":
+            yield (
+                f"tables.{name}.eviction: its ids are a {item.id_kind}, of which none is ever evicted; "
+                'say ids = "unbounded", or take eviction out'
+            )
 
 
 def table_readers(schema: Sections) -> Iterator[tuple[str, str, str]]:

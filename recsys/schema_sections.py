@@ -59,21 +59,38 @@ OTHER_NAMES = {
 
 
 Side = Literal["user", "context", "candidate"]
-IdKind = Literal["vocabulary", "hash"]
+IdKind = Literal["vocabulary", "hash", "unbounded"]
+Eviction = Literal["lru", "lfu"]
+# What TorchRec calls its own maps of ids.
+_MANAGED_COLLISION = ("zch", "mpzch", "managed_collision")
 
 
 class Table(Config):
     """An embedding table: `rows` includes the two reserved rows, `dim` is the embedding width K.
 
     `ids` says how a raw value becomes a row: a fitted `vocabulary` (values seen at least `min_count` times; the rest
-    are unknown) or a seeded `hash`. Without it, tables of up to 200 000 rows take the vocabulary.
+    are unknown), a seeded `hash`, or `unbounded`: by an id map that training keeps, where values seen at least
+    `min_count` times take rows and, once all are taken, `eviction` says whose row a new one gets (`recsys.admission`).
+    Without it, tables of up to 200 000 rows take the vocabulary.
     """
 
     rows: int = Field(ge=3, le=2**40)
     dim: int = Field(default=16, ge=1, le=4096)
     ids: IdKind | None = None
     min_count: int = Field(default=2, ge=1)
+    # Left out where it is not stated: digests of older schemas stay what they were.
+    eviction: Eviction | None = Field(default=None, exclude_if=lambda value: value is None)
     seed: int = Field(default=0, ge=0, lt=2**63)
+
+    @field_validator("ids", mode="before")
+    @classmethod
+    def _no_managed_collision(cls, ids: Any) -> Any:
+        if ids in _MANAGED_COLLISION:
+            raise ValueError(
+                f"{ids!r} is TorchRec's managed collision, which fbgemm cannot train on CPUs; "
+                "say 'unbounded', which trains alike on every device, 'hash' or 'vocabulary'"
+            )
+        return ids
 
     @property
     def id_kind(self) -> IdKind:

@@ -83,6 +83,41 @@ def test_data_digest_changes_exactly_when_encoded_rows_would(
     assert parse(changed).model_digest != parse().model_digest
 
 
+@pytest.mark.parametrize(
+    ("change", "invalidates_data"),
+    [
+        ({"rows": 2_000_000}, False),
+        ({"dim": 4}, False),
+        ({"min_count": 5}, False),
+        ({"eviction": "lfu"}, False),
+        ({"seed": 1}, True),
+        ({"ids": "hash"}, True),
+    ],
+)
+def test_how_an_unbounded_table_admits_ids_is_not_in_the_days(
+    change: dict[str, Any], invalidates_data: bool
+) -> None:
+    unbounded = tree()
+    unbounded["tables"]["item"] |= {"ids": "unbounded"}
+    changed = tree()
+    changed["tables"]["item"] |= {"ids": "unbounded"} | change
+
+    assert (parse(changed).data_digest != parse(unbounded).data_digest) is invalidates_data
+    assert parse(changed).model_digest != parse(unbounded).model_digest
+    assert parse(unbounded).data_digest != parse().data_digest
+
+
+def test_ids_of_unbounded_tables_are_hashes_in_the_days() -> None:
+    unbounded = tree()
+    unbounded["tables"]["item"] |= {"ids": "unbounded"}
+    fields = encoded_arrow(parse(unbounded))
+
+    assert parse(unbounded).unbounded == ("item",)
+    assert fields.field("item_id").type == pa.uint64()
+    assert fields.field("clicks.item").type == pa.list_(pa.uint64())
+    assert fields.field("user_id").type == fields.field("clicks.age").type.value_type == pa.int64()
+
+
 def test_model_digest_sees_the_order_of_features() -> None:
     changed = tree()
     changed["features"] = dict(reversed(changed["features"].items()))
