@@ -6,6 +6,7 @@ A bundle is a publication of kind "bundle":
 MANIFEST.json          size and SHA-256 of every file; name, schema and encoder digests, tasks
 encoder/               a copy of the encoder
 tables/<table>.safetensors   float32 [rows, dim], memory-mapped read-only
+id_maps/<table>.arrow  of unbounded tables (`recsys.idmap`), memory-mapped too
 program/program.onnx   the tower: blocks in, logits out
 program/program.json   its signature
 calibrators.json  utility.json  reference.json   each with a format version
@@ -35,6 +36,7 @@ from recsys.encode import Encoder, read_encoder
 from recsys.errors import ArtifactError
 from recsys.gather import Float32Array, SideBlocks, SideLayout, gather
 from recsys.golden import Golden, read_golden
+from recsys.idmap import ID_MAPS, IdMap, read_id_maps, table_rows
 from recsys.layout import BlockSide
 from recsys.measures import probability
 from recsys.publish import Published, resolve
@@ -117,6 +119,7 @@ class Bundle:
     published: Published
     encoder: Encoder
     tables: Mapping[str, Float32Array]
+    id_maps: Mapping[str, IdMap]
     program: Program
     calibrators: Calibrators
     utility: Utility
@@ -150,12 +153,11 @@ class Bundle:
         """
         if not self._layouts[side].slots and not self._layouts[side].dense:
             return SideBlocks(np.empty((rows, 0), np.float32), {}, {})
-        return self.encoded_blocks(
-            self._request_encoder.encode(raw, side=side, rows=rows), side=side
-        )
+        encoded = self._request_encoder.encode(raw, side=side, rows=rows)
+        return self.encoded_blocks(table_rows(encoded, self.schema, self.id_maps), side=side)
 
     def encoded_blocks(self, encoded: pa.Table, *, side: BlockSide) -> SideBlocks:
-        """One side's blocks of encoded rows."""
+        """One side's blocks of encoded rows, their ids rows of tables."""
         packed = collate(encoded, self.schema, side=side)
         return gather(packed, self._layouts[side], tables=self.tables)
 
@@ -224,6 +226,7 @@ def assemble(published: Published) -> Bundle:
             name: map_table(path / "tables" / f"{name}.safetensors", (table.rows, table.dim))
             for name, table in schema.all_tables.items()
         },
+        read_id_maps(path / ID_MAPS, schema),
         Program.load(path / "program" / "program.onnx"),
         read_calibrators(path / "calibrators.json", schema),
         read_utility(path / "utility.json", schema),

@@ -33,6 +33,7 @@ from recsys.encode import Encoder
 from recsys.errors import ArtifactError, ConfigError
 from recsys.feed import in_order
 from recsys.golden import Golden
+from recsys.idmap import ID_MAPS, table_rows, write_id_maps
 from recsys.layout import encoded_arrow, label_column, observed_column
 from recsys.made_up import made_up_rows
 from recsys.models import NamedProgram, RankingModel
@@ -75,7 +76,7 @@ def export(
         data.validation,
         encoder=trained.encoder,
         labels_digest=trained.labels_digest,
-    )
+    ).with_id_maps(trained.id_maps)
     with closing(in_order(days, batch_size=_VALIDATION_ROWS)) as batches:
         validation = next(batches).encoded
     return write_bundle(
@@ -118,6 +119,10 @@ def write_bundle(
         ) as draft:
             _write_tables(model, draft.path / "tables")
             encoder.write(draft.path / "encoder")
+            id_maps = model.embeddings.id_maps
+            write_id_maps(
+                draft.path / ID_MAPS, {name: item.admitted for name, item in id_maps.items()}
+            )
             _write_program(model, schema, draft.path / "program")
             Calibrators.identity(schema).write(draft.path / "calibrators.json")
             identity_utility(schema).write(draft.path / "utility.json")
@@ -249,6 +254,7 @@ def _golden(model: RankingModel, encoder: Encoder, rows: pa.Table | None) -> Gol
     joined = columns.joined(candidates, user=user, user_of_row_N=user_of_row_N)
     candidate_inputs = request_encoder.encode(joined, rows=raw.num_rows, side="candidate")
     inputs = _side_by_side(schema, user_inputs, candidate_inputs)
+    inputs = table_rows(inputs, schema, model.embeddings.id_maps)
     return Golden(
         user, candidates, user_of_row_N, eager_logits(model, schema, collate(inputs, schema))
     )

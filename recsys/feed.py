@@ -23,7 +23,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from recsys.batch import Batch, from_encoded
-from recsys.days import Days, RowGroup, read_rows
+from recsys.days import Days, RowGroup
 from recsys.layout import encoded_arrow, kept_column
 from recsys.schema import Schema
 
@@ -112,7 +112,7 @@ class Feed:
     def _batches(self, start: Position) -> Iterator[PlacedBatch]:
         position = start
         # Small data fits one window: then its rows are read once, not once an epoch.
-        read = _LastRead(_training_columns(self.days.schema))
+        read = _LastRead(self.days)
         while True:
             for rows in self._epoch(position, read):
                 yield PlacedBatch(position, from_encoded(rows, self.days.schema))
@@ -162,8 +162,9 @@ class Feed:
 class _LastRead:
     """Reads row groups of a window in stored order and keeps the last one read."""
 
-    def __init__(self, columns: list[str]) -> None:
-        self._columns = columns
+    def __init__(self, days: Days) -> None:
+        self._days = days
+        self._columns = _training_columns(days.schema)
         self._key: tuple[RowGroup, ...] | None = None
         self._table = pa.table({})
 
@@ -172,7 +173,7 @@ class _LastRead:
         if key != self._key:
             # Give the old window's memory back before the new one is read.
             self._key, self._table = None, pa.table({})
-            self._table = read_rows(key, self._columns)
+            self._table = self._days.read(key, self._columns)
             self._key = key
         return self._table
 
@@ -197,7 +198,7 @@ def _in_order(days: Days, batch_size: int, rank: int, world_size: int) -> Iterat
     columns = encoded_arrow(days.schema).names
     number = 0
     for group in days.groups:
-        table = read_rows((group,), columns)
+        table = days.read((group,), columns)
         for start in range(0, group.rows, batch_size):
             if number % world_size == rank:
                 encoded = table.slice(start, batch_size)

@@ -11,12 +11,13 @@ run/
   tensorboard/
 ```
 
-A checkpoint holds the model in `program.safetensors` and `tables.safetensors`; what else it holds is for training
-alone (`recsys.training.checkpoint`). No file of a run is a pickle.
+A checkpoint holds the model in `program.safetensors`, `tables.safetensors` and `id_maps/`; what else it holds is for
+training alone (`recsys.training.checkpoint`). No file of a run is a pickle.
 """
 
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from recsys.cores import available_cores
 from recsys.encode import Encoder, load_encoder, read_encoder
 from recsys.errors import ArtifactError, ConfigError
 from recsys.experiment import Experiment, load_experiment
+from recsys.idmap import ID_MAPS, IdMap, read_id_maps, write_id_maps
 from recsys.models import RankingModel, build_model
 from recsys.models.embeddings.stored import read_tables, write_tables
 from recsys.models.embeddings.tables import EmbeddingsConfig
@@ -96,6 +98,11 @@ class TrainedRun:
     def labels_digest(self) -> str:
         """Digest of the label rules of the days trained on."""
         return str(self.checkpoint.metadata["labels_digest"])
+
+    @property
+    def id_maps(self) -> Mapping[str, IdMap]:
+        """The id maps of unbounded tables, as they were when the checkpoint was written."""
+        return self.model.embeddings.id_maps
 
     @property
     def experiment(self) -> Experiment:
@@ -203,6 +210,7 @@ def map_run(path: Path, *, checkpoint: str = BEST) -> TrainedRun:
     published = resolve_checkpoint(directory, checkpoint)
     _read_program(published.path, model)
     model.embeddings.read_from(stored_tensors(published.path / TABLES))
+    model.embeddings.id_maps = read_id_maps(published.path / ID_MAPS, directory.schema)
     model.eval()
     return TrainedRun(directory, published, int(published.metadata["step"]), model)
 
@@ -246,9 +254,10 @@ def resolve_checkpoint(directory: RunDirectory, checkpoint: str) -> Published:
 
 
 def write_weights(directory: Path, model: RankingModel) -> None:
-    """Write a model's parameters, buffers and tables into a directory; of several ranks each its part."""
+    """Write a model's parameters, buffers, tables and id maps into a directory; of several ranks each its part."""
     if is_first():
         write_tensors(directory / PROGRAM, model.program.state_dict())
+        write_id_maps(directory / ID_MAPS, model.embeddings.id_maps)
     write_tables(directory / TABLES, model.embeddings)
 
 
@@ -256,6 +265,7 @@ def read_weights(directory: Path, model: RankingModel) -> None:
     """Fill a model from what `write_weights` wrote. Raises ArtifactError when names or shapes differ."""
     _read_program(directory, model)
     read_tables(directory / TABLES, model.embeddings)
+    model.embeddings.id_maps = read_id_maps(directory / ID_MAPS, model.embeddings.schema)
 
 
 def _read_program(directory: Path, model: RankingModel) -> None:

@@ -19,11 +19,13 @@ from recsys.baseline.inputs import read_tree_rows, tree_rows
 from recsys.baseline.tasks import FEWEST_OF_A_CLASS, TaskTrees, learn_task
 from recsys.baseline.trees import load_lightgbm
 from recsys.day_names import day_names
-from recsys.days import Days, open_days, read_rows
+from recsys.days import Days, open_days
 from recsys.errors import ConfigError
 from recsys.evaluation.metrics import evaluate_tasks
 from recsys.evaluation.outcomes import OutcomeAccumulator, Outcomes
 from recsys.experiment import Experiment
+from recsys.id_days import take_in
+from recsys.idmap import empty_id_maps
 from recsys.layout import encoded_arrow, kept_column
 from recsys.measures import AnyArray
 from recsys.predictions import PredictionWriter
@@ -113,8 +115,13 @@ def baseline(
     encoder = fitted_encoder(experiment)
     directory = experiment.data.directory
     train = open_days(directory, experiment.data.train, encoder=encoder)
+    # As a training has them: ids that are too rare or evicted there are unknown here too.
+    id_maps, _ = take_in(train, empty_id_maps(train.schema))
+    train = train.with_id_maps(id_maps)
     validation, test = (
-        open_days(directory, named, encoder=encoder, labels_digest=train.labels_digest)
+        open_days(
+            directory, named, encoder=encoder, labels_digest=train.labels_digest
+        ).with_id_maps(id_maps)
         for named in (experiment.data.validation, names)
     )
     models, learned, rows = _learn(experiment, train, validation, up_to_rows)
@@ -203,7 +210,7 @@ def _write_predictions(
     columns = encoded_arrow(schema).names
     with PredictionWriter(directory, schema) as writer:
         for group in days.groups:
-            encoded = read_rows((group,), columns)
+            encoded = days.read((group,), columns)
             rows = tree_rows(encoded, schema)
             logits_BT = joint_scores(
                 {name: model.scores(rows) for name, model in models.items()}, schema

@@ -21,7 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from recsys.collate import Packed, collate
-from recsys.days import Days, read_rows
+from recsys.days import Days
 from recsys.layout import (
     Slot,
     dense,
@@ -86,7 +86,7 @@ def read_tree_rows(days: Days, *, up_to_rows: int, seed: int) -> TreeRows:
     parts: list[TreeRows] = []
     start = 0
     for group in days.groups:
-        table = read_rows((group,), columns)
+        table = days.read((group,), columns)
         stop = start + group.rows
         if share < 1:
             # Differences of rounded totals: the counts add up, however small the row groups are.

@@ -66,7 +66,7 @@ def examine(
         experiment.data.validation if names is None else names,
         encoder=trained.encoder,
         labels_digest=trained.labels_digest,
-    )
+    ).with_id_maps(trained.id_maps)
     return Examination(
         run,
         trained.checkpoint.version,
@@ -98,4 +98,4 @@ def diagnose(trained: TrainedRun, days: Days) -> Diagnosis:
 def _window(days: Days) -> Days:
     """The same days with every n-th row group, so that about `_MOST_ROWS` rows are left."""
     every = max(1, round(days.rows / _MOST_ROWS))
-    return Days(days.schema, days.builds, days.groups[:: min(every, len(days.groups))])
+    return days.only(days.groups[:: min(every, len(days.groups))])

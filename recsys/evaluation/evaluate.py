@@ -87,7 +87,7 @@ def evaluate(
         names,
         encoder=trained.encoder,
         labels_digest=trained.labels_digest,
-    )
+    ).with_id_maps(trained.id_maps)
     metadata = trained.directory.digests | {
         "checkpoint": trained.checkpoint.version,
         "days": [build.day for build in opened.builds],

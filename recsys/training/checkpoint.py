@@ -2,7 +2,7 @@
 
 ```
 checkpoints/<version>/
-  program.safetensors tables.safetensors                       the model (recsys.run)
+  program.safetensors tables.safetensors id_maps/              the model (recsys.run)
   table_optimizer.safetensors dense_optimizer.safetensors      such as Adagrad's sums; AdamW's moments and counts
   random.safetensors                                           torch's generators, of every rank
   balance.safetensors                                          what the balancing method learned, if it learns

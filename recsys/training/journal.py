@@ -1,6 +1,7 @@
 """What a training tells: `metrics.jsonl` for machines, TensorBoard for people, a progress bar or lines for a terminal.
 
-A record is one JSON object a line with `kind` "training" or "validation", `step` (steps done so far) and `epoch`.
+A record is one JSON object a line with `kind` and `step` (steps done so far): "training" and "validation", which have
+an `epoch` too, or "ids", what a day did to the id maps of unbounded tables.
 """
 
 import json
@@ -95,7 +96,8 @@ def read_records(file: Path) -> list[Record]:
 
 
 def _keep_records(file: Path, *, up_to_step: int) -> None:
-    kept = [record for record in read_records(file) if record["step"] <= up_to_step]
+    # What is told before the first step is told again by whoever begins there again.
+    kept = [record for record in read_records(file) if 0 < up_to_step >= record["step"]]
     temporary = file.with_suffix(".tmp")
     with temporary.open("w", encoding="utf-8") as sink:
         sink.writelines(json.dumps(record) + "\n" for record in kept)

@@ -31,6 +31,7 @@ from recsys.run import (
     remove_unless_begun,
 )
 from recsys.training.checkpoint import mark_best
+from recsys.training.ids import id_records
 from recsys.training.journal import Journal, Record, Silence, open_journal, progress_to
 from recsys.training.objective import Loss, mean_by_task
 from recsys.training.selection import best_record, evaluations_since_best
@@ -161,6 +162,8 @@ def _fit(run: RunDirectory) -> FinishedRun:
         # Validation rows that leave the metric undefined are told now, not when an epoch has been spent.
         training.evaluate()
     with closing(open_journal(run.metrics, run.tensorboard, start=training.step)) as journal:
+        for record in id_records(training.taken, step=training.step):
+            journal.append(record)
         _loop(training, journal)
         return _finished(training, journal, seconds=time.perf_counter() - began)
 

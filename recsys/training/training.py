@@ -33,6 +33,7 @@ from recsys.training.checkpoint import Progress, read_progress, restore, save_ch
 from recsys.training.distributed.workers import check_backend, check_device
 from recsys.training.forward import Forward
 from recsys.training.funnel_labels import warn_of_funnel_breaks
+from recsys.training.ids import id_maps_of
 from recsys.training.journal import Record
 from recsys.training.objective import Loss, build_objective
 from recsys.training.optim import Optimizer
@@ -55,7 +56,11 @@ class Training:
         self.criterion = criterion_for(run.schema, settings.metric)
         found = on_first(lambda: read_progress(run))
         pinned = found[1] if found is not None else None
-        self.train_days, self.validation_days = on_first(lambda: self._days(pinned))
+        train, validation = on_first(lambda: self._days(pinned))
+        checkpoint = found[0] if found is not None else None
+        id_maps, self.taken = on_first(lambda: id_maps_of(train, checkpoint))
+        self.train_days = train.with_id_maps(id_maps)
+        self.validation_days = validation.with_id_maps(id_maps)
         self.feed = Feed(
             self.train_days,
             batch_size=experiment.data.batch_size,
@@ -67,6 +72,7 @@ class Training:
         steps = settings.epochs * self.feed.batches_per_epoch
         self.total_steps = steps if settings.steps is None else min(steps, settings.steps)
         self.model = _model(run, self.device)
+        self.model.embeddings.id_maps = id_maps
         require_batch_rows(
             self.model.program, experiment.data.batch_size, parts=settings.accumulate
         )

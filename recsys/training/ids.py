@@ -1,0 +1,48 @@
+"""The id maps that a training reads its days by.
+
+They are made once, before the first step: each training day is one update, in order, and then the maps stay as they
+are until the training ends. A resumed training takes those of its checkpoint. So a map is a function of the builds of
+the days, whatever the order in which rows are shuffled, however many ranks share them, wherever a run was stopped.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from recsys.admission import Taken
+from recsys.days import Days
+from recsys.id_days import take_in
+from recsys.idmap import ID_MAPS, IdMap, Int64Array, empty_id_maps, read_id_maps
+from recsys.publish import Published
+from recsys.training.journal import Record
+
+
+def id_maps_of(
+    days: Days, checkpoint: Published | None
+) -> tuple[Mapping[str, IdMap], tuple[Taken, ...]]:
+    """The maps of a checkpoint or, without one, those after the training days and what each day did to them."""
+    if checkpoint is not None:
+        return read_id_maps(checkpoint.path / ID_MAPS, days.schema), ()
+    return take_in(days, empty_id_maps(days.schema))
+
+
+def reused_rows(taken: Sequence[Taken]) -> dict[str, Int64Array]:
+    """The rows, by table, that lost an id to another in some of these updates: for `Embeddings.reinitialise`."""
+    tables = dict.fromkeys(item.table for item in taken)
+    return {
+        table: np.unique(np.concatenate([item.reused_S for item in taken if item.table == table]))
+        for table in tables
+    }
+
+
+def id_records(taken: Sequence[Taken], *, step: int) -> list[Record]:
+    """A journal record a day taken in before a step: its counts by table."""
+    return [
+        {
+            "kind": "ids",
+            "step": step,
+            "day": day,
+            "tables": {item.table: item.counts for item in taken if item.day == day},
+        }
+        for day in dict.fromkeys(item.day for item in taken)
+    ]
