@@ -27,11 +27,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_jobs import SHAPES, Job, Shape, backends, build_job
+from gpu_jobs import SHAPES, Job, Shape, backends, build_job, build_tables
 from gpu_kernels import Ceilings, flops_of, kernels, operators
 from gpu_steps import MODES, PRECISIONS, Effort, dense_step, seconds_of, training_step
 from gpu_table import RECORD
 from measured import write_record
+
+from recsys.models.embeddings.tables import Tables
 
 ROOT = Path(__file__).resolve().parent.parent
 _TYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
@@ -53,31 +55,40 @@ def measured_job(
     shape: Shape, device: torch.device, found: dict[str, Ceilings], effort: Effort
 ) -> dict[str, Any]:
     """Every backend, precision and form of a job, and where the eager step's time goes."""
-    entry: dict[str, Any] = {"batch": shape.batch, "rows": shape.rows, "dim": shape.dim, "runs": []}
     tiny = effort == _TINY
+    entry: dict[str, Any] = {"rows": shape.rows, "dim": shape.dim, "runs": []}
     for backend in ("plain",) if tiny else backends():
+        tables = build_tables(shape, device, backend=backend)
+        if backend == "plain":
+            shape = fitting(shape, device, tables)
+            job = build_job(shape, device, tables)
+            entry |= {"batch": shape.batch, "operators": _operators(job, device, found["float32"])}
+            if device.type == "cuda":
+                entry["kernels"] = kernels(training_step(job, "eager", precision="bf16"))
+            del job
         for precision in PRECISIONS:
             for mode in _modes(device, tiny):
-                run = _run(shape, device, found[precision], (backend, precision, mode), effort)
+                job = build_job(shape, device, tables)
+                run = _run(job, device, found[precision], (backend, precision, mode), effort)
                 entry["runs"].append(run)
                 print(shape.name, run, flush=True)
-    with _fresh(shape, device, "plain") as job:
-        entry["operators"] = _operators(job, device, found["float32"])
-        if device.type == "cuda":
-            entry["kernels"] = kernels(training_step(job, "eager", precision="bf16"))
+                del job
+                _free()
+        del tables
+        _free()
     return entry
 
 
-def fitting(shape: Shape, device: torch.device) -> Shape:
+def fitting(shape: Shape, device: torch.device, tables: Tables) -> Shape:
     """The job with its batch halved until a step runs."""
     while True:
         try:
-            with _fresh(shape, device, "plain") as job:
-                training_step(job, "eager", precision="float32")()
+            training_step(build_job(shape, device, tables), "eager", precision="float32")()
             return shape
         except torch.cuda.OutOfMemoryError:
             if shape.batch <= 1024:
                 raise
+        _free()
         shape = replace(shape, batch=shape.batch // 2)
 
 
@@ -90,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     jobs = {}
     # Tiny shapes of one kind are alike.
     for shape in [item.tiny() for item in SHAPES[1:]] if options.tiny else SHAPES:
-        jobs[shape.name] = measured_job(fitting(shape, device), device, found, effort)
+        jobs[shape.name] = measured_job(shape, device, found, effort)
     record = {
         "device": _device_name(device),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
@@ -109,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(
-    shape: Shape,
+    job: Job,
     device: torch.device,
     found: Ceilings,
     form: tuple[str, str, str],
@@ -119,15 +130,14 @@ def _run(
     backend, precision, mode = form
     named = {"backend": backend, "precision": precision, "mode": mode}
     try:
-        with _fresh(shape, device, backend) as job:
-            flops = flops_of(dense_step(job, precision=precision))
-            step = training_step(job, mode, precision=precision)
-            seconds = seconds_of(step, device, effort)
-            floor = flops / found.flops_a_second + job.table_bytes / found.bytes_a_second
+        flops = flops_of(dense_step(job, precision=precision))
+        step = training_step(job, mode, precision=precision)
+        seconds = seconds_of(step, device, effort)
     except Exception as error:
         return named | {"failed": f"{type(error).__name__}: {str(error).splitlines()[:1]}"}
+    floor = flops / found.flops_a_second + job.table_bytes / found.bytes_a_second
     return named | {
-        "samples_a_second": round(shape.batch / seconds),
+        "samples_a_second": round(job.shape.batch / seconds),
         "ms": _digits(1e3 * seconds),
         "floor_ms": _digits(1e3 * floor),
         "of_floor": _digits(floor / seconds),
@@ -156,20 +166,10 @@ def _digits(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-class _fresh:  # noqa: N801 - reads as a phrase: with _fresh(...) as job
-    """A job of its own, whose memory is free again when the block ends."""
-
-    def __init__(self, shape: Shape, device: torch.device, backend: str) -> None:
-        self._made: list[Job] = [build_job(shape, device, backend=backend)]
-
-    def __enter__(self) -> Job:
-        return self._made[0]
-
-    def __exit__(self, *_: object) -> None:
-        self._made.clear()
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+def _free() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _modes(device: torch.device, tiny: bool) -> Iterator[str]:

@@ -80,21 +80,21 @@ class JobBatch:
     distinct: int
 
 
-def build_job(shape: Shape, device: torch.device, *, backend: str) -> Job:
-    """A job with fresh tables and weights on a device."""
-    torch.manual_seed(0)
+def build_tables(shape: Shape, device: torch.device, *, backend: str) -> Tables:
+    """Fresh tables on a device: what takes longest to build, for they are drawn on the CPU."""
     specs = tuple(
         TableSpec(f"id_{n}", shape.rows, shape.dim, (f"id_{n}",), False) for n in range(FIELDS)
     )
     config = EmbeddingsConfig(backend="plain" if backend == "plain" else "torchrec")
-    options: dict[str, Any] = {"optimizer": "rowwise_adagrad", "seed": 0, "device": device}
+    return _tables_of(backend)(specs, config, optimizer="rowwise_adagrad", seed=0, device=device)
+
+
+def build_job(shape: Shape, device: torch.device, tables: Tables) -> Job:
+    """A job on tables, with a fresh dense part."""
+    torch.manual_seed(0)
     dense = DLRM(shape) if shape.dlrm else Ranker(shape)
-    return Job(
-        shape,
-        _tables_of(backend)(specs, config, **options),
-        dense.to(device).train(),
-        tuple(_batch(shape, device, seed=seed) for seed in range(BATCHES)),
-    )
+    batches = tuple(_batch(shape, device, seed=seed) for seed in range(BATCHES))
+    return Job(shape, tables, dense.to(device).train(), batches)
 
 
 def backends() -> tuple[str, ...]:

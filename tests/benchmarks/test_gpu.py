@@ -7,7 +7,7 @@ import gpu
 import gpu_table
 import pytest
 import torch
-from gpu_jobs import SHAPES, build_job
+from gpu_jobs import SHAPES, Job, Shape, build_job, build_tables
 from gpu_kernels import Ceilings, Operator, _flops, flops_of
 from gpu_steps import dense_step, training_step
 
@@ -17,6 +17,11 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("gpu") / "gpu.json"
     gpu.main(["--device", "cpu", "--tiny", "--skip-tests", "--record", str(file)])
     return file
+
+
+def tiny_job(shape: Shape) -> Job:
+    device = torch.device("cpu")
+    return build_job(shape.tiny(), device, build_tables(shape.tiny(), device, backend="plain"))
 
 
 def test_every_job_runs_and_is_held_against_its_floor(record: Path) -> None:
@@ -45,7 +50,7 @@ def test_without_a_record_a_page_says_so(tmp_path: Path) -> None:
 
 
 def test_a_step_moves_tables_and_dense_part() -> None:
-    job = build_job(SHAPES[0].tiny(), torch.device("cpu"), backend="plain")
+    job = tiny_job(SHAPES[0])
     tables = {part.table: part.weight_RK.clone() for part in job.tables.parts()}
     weights = [item.detach().clone() for item in job.dense.parameters()]
     training_step(job, "eager", precision="float32")()
@@ -56,7 +61,7 @@ def test_a_step_moves_tables_and_dense_part() -> None:
 
 def test_the_floor_counts_what_arithmetic_says() -> None:
     """A DLRM's products: three times those of the forward pass, less the gradient by inputs that need none."""
-    job = build_job(SHAPES[2].tiny(), torch.device("cpu"), backend="plain")
+    job = tiny_job(SHAPES[2])
     rows, dim, vectors = 64, 8, 27
     bottom = [(13, 512), (512, 256), (256, dim)]
     top = [(dim + 351, 1024), (1024, 1024), (1024, 512), (512, 256), (256, 1)]
