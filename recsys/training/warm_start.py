@@ -8,13 +8,14 @@ balancing method has learned, the order of rows and the random numbers.
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from recsys.errors import ArtifactError, ConfigError
+from recsys.experiment import Experiment
 from recsys.models import RankingModel
 from recsys.models.embeddings.lookup import table_specs
 from recsys.models.embeddings.tables import Part
@@ -25,10 +26,10 @@ from recsys.ranks import is_first, on_first
 from recsys.run import BEST, RunDirectory, holds_run, open_run, resolve_checkpoint
 from recsys.tensor_files import StoredTensor, row_blocks
 from recsys.training.checkpoint import StoredTraining, stored_training
-from recsys.training.kept_parameters import Asked, Kept, kept_parameters
+from recsys.training.kept_parameters import Asked, kept_parameters
 from recsys.training.optim import DenseOptimizer
 from recsys.training.row_origins import NONE, Fresh, Origin, row_origins
-from recsys.training.warm_start_report import WarmStart, table_start
+from recsys.training.warm_start_report import WarmStart
 
 logger = logging.getLogger(__name__)
 
@@ -58,44 +59,42 @@ def warm_start(run: RunDirectory, model: RankingModel, optimizer: DenseOptimizer
     Ranks do it together, each for its parts of tables. Raises ConfigError when nothing can be kept, ArtifactError when
     the parent is gone or damaged.
     """
-    if run.parent is None:
-        return
     parent = run.parent
+    if parent is None:
+        return
     old = open_run(parent.run)
     stored = stored_training(on_first(lambda: resolve_checkpoint(old, parent.checkpoint)))
-    origins = row_origins(old.encoder, run.encoder)
-    was, now = (item.experiment.optimizer.embeddings for item in (old, run))
-    quantities = model.embeddings.quantities if was == now else ()
-    kept = kept_parameters(
-        model.program,
-        stored.program,
-        old=Asked(old.experiment, old.schema),
-        new=Asked(run.experiment, run.schema),
+    asked = [Asked(item.experiment, item.schema) for item in (old, run)]
+    report = WarmStart(
+        parent,
+        row_origins(old.encoder, run.encoder),
+        state_anew=_state_anew(old.experiment, run.experiment),
+        dense=kept_parameters(model.program, stored.program, old=asked[0], new=asked[1]),
+        old_tables=tuple(spec.name for spec in table_specs(old.schema)),
     )
-    if not kept.kept and all(isinstance(origin, Fresh) for origin in origins.values()):
+    if report.keeps_nothing:
         raise ConfigError(
             f"{parent.run}: no table and no parameter of it fits this run; train without --warm-start"
         )
-    _take_parameters(kept, stored, model, optimizer)
+    _take_parameters(report.dense.kept, stored, model, optimizer)
+    quantities = () if report.state_anew else model.embeddings.quantities
     for part in model.embeddings.tables.parts():
-        take_rows(part, stored, origins, quantities=quantities)
+        take_rows(part, stored, report.origins, quantities=quantities)
     if is_first():
-        dropped = {spec.name for spec in table_specs(old.schema)} - origins.keys()
-        report = WarmStart(
-            parent,
-            {name: table_start(origin, name, run.schema) for name, origin in origins.items()},
-            tuple(sorted(dropped)),
-            state_anew=None if was == now else f"{now}, was {was}",
-            dense=kept,
-        )
         _write(run.path / REPORT, report)
         logger.info("%s", report.render())
 
 
+def _state_anew(old: Experiment, new: Experiment) -> str | None:
+    """Why the state of the tables' optimizer begins anew, if it does."""
+    was, now = old.optimizer.embeddings, new.optimizer.embeddings
+    return None if was == now else f"{now}, was {was}"
+
+
 def _take_parameters(
-    kept: Kept, stored: StoredTraining, model: RankingModel, optimizer: DenseOptimizer
+    kept: Iterable[str], stored: StoredTraining, model: RankingModel, optimizer: DenseOptimizer
 ) -> None:
-    names = frozenset(kept.kept)
+    names = frozenset(kept)
     model.program.load_state_dict({name: stored.program[name] for name in names}, strict=False)
     moments = stored.dense_optimizer.items()
     optimizer.load_state({key: item for key, item in moments if key.rpartition("/")[0] in names})

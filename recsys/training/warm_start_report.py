@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from recsys.parent import Parent
-from recsys.schema import Schema
 from recsys.training.kept_parameters import Kept
 from recsys.training.row_origins import Fresh, Origin
 
@@ -14,44 +13,32 @@ _SHOWN_NAMES = 4
 
 
 @dataclass(frozen=True)
-class TableStart:
-    """How a table begins. Of ids that nobody knows, for they are hashed, there are no numbers.
-
-    `anew` is the reason why it has no row of the old one.
-    """
-
-    rows: int
-    kept: int | None = None
-    new: int | None = None
-    evicted: int | None = None
-    anew: str | None = None
-
-    def render(self) -> str:
-        if self.anew is not None:
-            return f"begins anew ({self.anew})"
-        if self.kept is None:
-            return f"all {self.rows:,} rows kept"
-        return f"{self.kept:,} ids kept, {self.new:,} new, {self.evicted:,} evicted"
-
-
-@dataclass(frozen=True)
 class WarmStart:
-    """What a run began with: rows and parameters that are kept come with their optimizer's state.
+    """What a run begins with: rows and parameters that are kept come with their optimizer's state.
 
     `state_anew` is the reason why that of all tables begins anew nevertheless.
     """
 
     parent: Parent
-    tables: Mapping[str, TableStart]
-    dropped_tables: tuple[str, ...]
+    origins: Mapping[str, Origin | Fresh]
     state_anew: str | None
     dense: Kept
+    old_tables: tuple[str, ...]
+
+    @property
+    def keeps_nothing(self) -> bool:
+        fresh = all(isinstance(origin, Fresh) for origin in self.origins.values())
+        return fresh and not self.dense.kept
+
+    @property
+    def dropped_tables(self) -> list[str]:
+        return sorted(set(self.old_tables) - self.origins.keys())
 
     def to_json(self) -> dict[str, Any]:
         return {
             "format_version": FORMAT_VERSION,
             "checkpoint": self.parent.checkpoint,
-            "tables": {name: asdict(start) for name, start in self.tables.items()},
+            "tables": {name: _numbers(origin) for name, origin in self.origins.items()},
             "dropped_tables": self.dropped_tables,
             "table_optimizer_anew": self.state_anew,
             "dense": asdict(self.dense),
@@ -62,7 +49,7 @@ class WarmStart:
         lines = [
             f"warm start from {parent.run}, checkpoint {parent.checkpoint}, step {parent.step:,}"
         ]
-        lines += [f"  table {name}: {start.render()}" for name, start in self.tables.items()]
+        lines += [f"  table {name}: {_told(origin)}" for name, origin in self.origins.items()]
         lines += [f"  table {name}: dropped" for name in self.dropped_tables]
         if self.state_anew is not None:
             lines.append(f"  tables: the optimizer's state begins anew ({self.state_anew})")
@@ -76,12 +63,19 @@ class WarmStart:
         return "\n".join(lines)
 
 
-def table_start(origin: Origin | Fresh, table: str, schema: Schema) -> TableStart:
-    """How a table of a schema begins by its rows' origin."""
-    rows = schema.all_tables[table].rows
+def _numbers(origin: Origin | Fresh) -> dict[str, Any]:
+    """Ids that a table keeps, gets and gives up, where they are known, or why it begins anew."""
     if isinstance(origin, Fresh):
-        return TableStart(rows, anew=origin.reason)
-    return TableStart(rows, origin.kept, origin.new, origin.evicted)
+        return {"kept": None, "new": None, "evicted": None, "anew": origin.reason}
+    return {"kept": origin.kept, "new": origin.new, "evicted": origin.evicted, "anew": None}
+
+
+def _told(origin: Origin | Fresh) -> str:
+    if isinstance(origin, Fresh):
+        return f"begins anew ({origin.reason})"
+    if origin.kept is None:
+        return "all rows kept"
+    return f"{origin.kept:,} ids kept, {origin.new:,} new, {origin.evicted:,} evicted"
 
 
 def _listed(names: Iterable[str]) -> str:
