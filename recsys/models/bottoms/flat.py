@@ -62,7 +62,7 @@ class Flat(nn.Module):
         for item in self.products:
             parts += _products(item, blocks.rows_of(pooled[item.name]), blocks.candidate_NI)
         parts += [attention(blocks) for attention in self.attention]
-        return torch.cat(parts, dim=1)
+        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
     @staticmethod
     def parameter_count(config: Config, *, layout: InputLayout, tasks: int) -> int:

@@ -171,8 +171,7 @@ class Embeddings(nn.Module):
         summed = self.tables(bags)
         found: dict[str, Tensor] = {}
         for spec in self.specs:
-            sizes = [_bag_count(streams[name]) for name in spec.streams]
-            found |= dict(zip(spec.streams, torch.split(summed[spec.name], sizes), strict=True))
+            found |= _apart(summed[spec.name], {name: streams[name] for name in spec.streams})
         weights = self._weights(batch, counts)
         for slot in self.slots:
             if slot.weighted:
@@ -343,6 +342,14 @@ def _check_ids(ids_N: Tensor, spec: TableSpec) -> None:
 def _bags(slot: Slot, ids_N: Tensor, lengths_B: Tensor) -> Bags:
     pooled_by_backend = slot.kind == "bag" and not slot.weighted
     return Bags(ids_N, lengths_B if pooled_by_backend else None)
+
+
+def _apart(summed_MK: Tensor, streams: Mapping[str, Bags]) -> dict[str, Tensor]:
+    """The sums of each stream's bags. Of an only stream as they are: the gradient of a split is a copy."""
+    if len(streams) == 1:
+        return dict.fromkeys(streams, summed_MK)
+    sizes = [_bag_count(bags) for bags in streams.values()]
+    return dict(zip(streams, torch.split(summed_MK, sizes), strict=True))
 
 
 def _bag_count(bags: Bags) -> int:
