@@ -45,7 +45,7 @@ class Gates(nn.Module):
         if self.trunk is not None:
             x = self.trunk(x)
         # float32 under autocast too: rows that do not sum to 1 would scale the mixture.
-        gate_BTE = torch.softmax(self._scores(x), dim=-1, dtype=torch.float32)
+        gate_BTE = softmax_of_choices(self._scores(x))
         return _dropped(gate_BTE, self.dropout) if self.training else gate_BTE
 
     @staticmethod
@@ -114,7 +114,7 @@ class SelectiveGates(nn.Module):
         scores_BGE = scores_BX.view(x.shape[0], self.gates, self.experts)
         if self.squash == "sigmoid":
             return torch.sigmoid(scores_BGE.float())
-        gate_BGE = torch.softmax(scores_BGE, dim=-1, dtype=torch.float32)
+        gate_BGE = softmax_of_choices(scores_BGE)
         return _dropped(gate_BGE, self.dropout) if self.training else gate_BGE
 
     @staticmethod
@@ -133,6 +133,15 @@ class SelectiveGates(nn.Module):
         ]
         scores_BC = torch.cat(scores, dim=1)
         return scores_BC if self.bias is None else scores_BC + self.bias
+
+
+def softmax_of_choices(scores_BGE: Tensor) -> Tensor:
+    """Softmax over the last axis, in float32."""
+    if scores_BGE.device.type != "cpu" or torch.compiler.is_exporting():
+        return torch.softmax(scores_BGE, dim=-1, dtype=torch.float32)
+    # Along a last axis as short as a row of experts, torch's kernel for CPUs takes several times as long.
+    scores_EX = scores_BGE.float().flatten(0, 1).t().contiguous()
+    return scores_EX.softmax(dim=0).t().contiguous().view(scores_BGE.shape)
 
 
 def mix(gate_BGE: Tensor, experts_BEH: Tensor) -> Tensor:
