@@ -25,6 +25,7 @@ from recsys.encode import Encoder, load_encoder
 from recsys.errors import ArtifactError, DataError, nearest
 from recsys.fitting import fit as fit_encoder
 from recsys.publish import canonical_json, publication
+from recsys.raw import RAW_DAY_KIND
 
 logger = logging.getLogger(__name__)
 
@@ -103,24 +104,47 @@ def build(
     killed goes on with the parts that it had finished, if nothing that decides them has changed since.
     Raises ConfigError, DataError (naming file, row and column) or ArtifactError.
     """
-    started = time.monotonic()
     plan, fitted = load_plan(pipeline), load_encoder(encoder)
     _require_schema(plan, fitted, encoder)
+    again = ["recsys", "build", str(pipeline), str(data_root), "--encoder", str(encoder)]
+    return _build(plan, data_root, encoder=fitted, ray=ray, days=days, again=again)
+
+
+def build_raw(
+    pipeline: Path, data_root: Path, *, ray: bool = False, days: Sequence[str] | None = None
+) -> BuildSummary:
+    """Publish each day's rows under `data_root` as they are: typed, joined, labelled, with histories, not encoded.
+
+    They are what `data.stream` of an experiment names. As `build` otherwise.
+    """
+    again = ["recsys", "build", str(pipeline), str(data_root), "--raw"]
+    return _build(load_plan(pipeline), data_root, encoder=None, ray=ray, days=days, again=again)
+
+
+def _build(
+    plan: Plan,
+    data_root: Path,
+    *,
+    encoder: Encoder | None,
+    ray: bool,
+    days: Sequence[str] | None,
+    again: Sequence[str],
+) -> BuildSummary:
+    started = time.monotonic()
     reader = open_rows(plan)
     # Before events are gathered: what is read from here on must be of this state.
     inputs = _inputs(reader)
     reader = reader.with_histories()
     wanted = None if days is None else frozenset(days)
-    with staging(data_root, _key(reader, inputs, fitted, wanted)) as place:
-        job = PartJob(reader, fitted, place, wanted)
+    with staging(data_root, _key(reader, inputs, encoder, wanted)) as place:
+        job = PartJob(reader, encoder, place, wanted)
         try:
             results = _write_parts(job, _in_ray if ray else _here)
         except KeyboardInterrupt as stop:
-            command = ["recsys", "build", pipeline, data_root, "--encoder", encoder]
-            command += ["--ray"] if ray else []
+            command = [*again, *(["--ray"] if ray else [])]
             raise KeyboardInterrupt(
                 f"{len(job.finished())} of {len(reader.parts)} parts are kept; go on with: "
-                f"{shlex.join(map(str, command))}"
+                f"{shlex.join(command)}"
             ) from stop
         _require_unchanged(inputs, _inputs(reader))
         files = _by_day(results)
@@ -184,7 +208,7 @@ def _require_unchanged(
 def _key(
     reader: RowReader,
     inputs: Sequence[tuple[str, int, int]],
-    encoder: Encoder,
+    encoder: Encoder | None,
     days: frozenset[str] | None,
 ) -> str:
     """What stands for all that decides the content of a build's files: settings, schema, encoder, inputs, versions."""
@@ -196,7 +220,7 @@ def _key(
     tree = {
         "settings": plan.settings.model_dump(mode="json"),
         "data_digest": plan.schema.data_digest,
-        "encoder_digest": encoder.digest,
+        "encoder_digest": None if encoder is None else encoder.digest,
         "files": inputs,
         "parts": parts,
         "days": None if days is None else sorted(days),
@@ -308,11 +332,13 @@ def _publish(
         "day": day,
         "rows": rows,
         "data_digest": plan.schema.data_digest,
-        "encoder_digest": job.encoder.digest,
         "labels_digest": plan.labels_digest,
         "rules_digest": plan.rules_digest,
     }
-    with publication(data_root / day, kind="day", metadata=metadata) as draft:
+    if job.encoder is not None:
+        metadata["encoder_digest"] = job.encoder.digest
+    kind = RAW_DAY_KIND if job.encoder is None else "day"
+    with publication(data_root / day, kind=kind, metadata=metadata) as draft:
         for number, file in enumerate(files):
             _place(job.staging / file.name, draft.path / f"part-{number:05d}.parquet")
     assert draft.published is not None

@@ -24,6 +24,8 @@ from pipelines.files import PART_ROWS
 from pipelines.rows import RowReader, Rows, Tally
 from pipelines.staging import put
 from recsys.encode import Encoder
+from recsys.raw import RAW_ROW_KEY
+from recsys.schema import Schema
 
 ROW_GROUP_ROWS = 65_536
 _MOST_WAITING_ROWS = 4 * PART_ROWS
@@ -59,10 +61,13 @@ class PartResult:
 
 @dataclass(frozen=True)
 class PartJob:
-    """Everything that the work on any part needs. `days` limits what is written; None writes all."""
+    """Everything that the work on any part needs. `days` limits what is written; None writes all.
+
+    Without an encoder rows are written as they are, with their keys.
+    """
 
     reader: RowReader
-    encoder: Encoder
+    encoder: Encoder | None
     staging: Path
     days: frozenset[str] | None = None
 
@@ -103,8 +108,13 @@ class PartJob:
             path.is_file() and path.stat().st_size == sizes[name] for name, path in paths.items()
         )
 
+    def _made_of(self, rows: Rows) -> pa.Table:
+        if self.encoder is None:
+            return raw_rows(rows, self.reader.plan.schema)
+        return encode_rows(self.encoder, rows)
+
     def _write(self, rows: Rows, writer: "_DayFiles") -> None:
-        encoded = encode_rows(self.encoder, rows)
+        encoded = self._made_of(rows)
         names, number_B = rows.assigned.names, rows.assigned.number_B
         for day in np.unique(number_B):
             index_N = np.flatnonzero(number_B == day)
@@ -115,6 +125,12 @@ class PartJob:
 def encode_rows(encoder: Encoder, rows: Rows) -> pa.Table:
     """Encoded rows with their row keys. Raises DataError naming the file and the first row that cannot be encoded."""
     return rows.checked(partial(encoder.encode, row_key=rows.row_key_B))
+
+
+def raw_rows(rows: Rows, schema: Schema) -> pa.Table:
+    """Raw rows, of the schema's types, with their row keys."""
+    typed = rows.table.cast(schema.raw_arrow(labels=True))
+    return typed.append_column(RAW_ROW_KEY, pa.array(rows.row_key_B))
 
 
 @dataclass

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -40,6 +41,51 @@ class RowGroup:
     rows: int
 
 
+class Form(Protocol):
+    """What days of one kind hold, and how encoded rows come out of them."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def schema(self) -> Schema: ...
+
+    @property
+    def columns(self) -> pa.Schema:
+        """What a file holds, at least."""
+        ...
+
+    def check(self, day: Published) -> None:
+        """Raise ArtifactError for a day that is of another schema or encoder."""
+        ...
+
+    def read(self, groups: tuple[RowGroup, ...], columns: list[str]) -> pa.Table:
+        """The named encoded columns of row groups, one chunk a column."""
+        ...
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Days of rows that a build has encoded."""
+
+    encoder: Encoder
+    kind: str = "day"
+
+    @property
+    def schema(self) -> Schema:
+        return self.encoder.schema
+
+    @property
+    def columns(self) -> pa.Schema:
+        return encoded_arrow(self.schema)
+
+    def check(self, day: Published) -> None:
+        _require_lineage(day, self.encoder)
+
+    def read(self, groups: tuple[RowGroup, ...], columns: list[str]) -> pa.Table:
+        return read_rows(groups, columns)
+
+
 class Days:
     """The rows of some days: their builds, resolved once, and their row groups. See `open_days`.
 
@@ -48,29 +94,37 @@ class Days:
 
     def __init__(
         self,
-        schema: Schema,
+        form: Form,
         builds: tuple[Build, ...],
         groups: tuple[RowGroup, ...],
         id_maps: Mapping[str, IdMap] | None = None,
     ) -> None:
-        self.schema = schema
+        self.schema = form.schema
         self.builds = builds
         self.groups = groups
         self.rows = sum(group.rows for group in groups)
         self.id_maps = id_maps
+        self._form = form
 
     def with_id_maps(self, id_maps: Mapping[str, IdMap]) -> "Days":
         """The same rows with their ids as these maps have them."""
-        return Days(self.schema, self.builds, self.groups, id_maps)
+        return Days(self._form, self.builds, self.groups, id_maps)
 
     def only(self, groups: tuple[RowGroup, ...]) -> "Days":
         """The same days with some of their row groups."""
-        return Days(self.schema, self.builds, groups, self.id_maps)
+        return Days(self._form, self.builds, groups, self.id_maps)
 
     def read(self, groups: tuple[RowGroup, ...], columns: list[str]) -> pa.Table:
-        """The named columns of row groups, as `read_rows`, with the id maps applied where there are any."""
-        table = read_rows(groups, columns)
+        """The named encoded columns of row groups, one chunk a column, with the id maps applied where there are any.
+
+        Raises DataError naming the file.
+        """
+        table = self.hashed(groups, columns)
         return table if self.id_maps is None else table_rows(table, self.schema, self.id_maps)
+
+    def hashed(self, groups: tuple[RowGroup, ...], columns: list[str]) -> pa.Table:
+        """The same with the hashes of unbounded tables, whatever the id maps."""
+        return self._form.read(groups, columns)
 
     def groups_of(self, build: Build) -> tuple[RowGroup, ...]:
         """The row groups of one of these days."""
@@ -92,7 +146,7 @@ class Days:
         sums, weights = dict.fromkeys(tasks, 0.0), dict.fromkeys(tasks, 0.0)
         rows = 0
         for group in self.groups:
-            table = read_rows((group,), columns)
+            table = self.read((group,), columns)
             weight_B = table.column("weight").to_numpy().astype(np.float64)
             for task in tasks:
                 used_B = weight_B * table.column(observed_column(task)).to_numpy()
@@ -121,6 +175,19 @@ def open_days(
     labelled by other rules than the first (than those of `labels_digest` if given), and DataError for one that cannot
     be read or when there are no rows at all.
     """
+    form = Encoded(encoder)
+    return open_form(directory, days, form, versions=versions, labels_digest=labels_digest)
+
+
+def open_form(
+    directory: Path,
+    days: DayRange | Sequence[str],
+    form: Form,
+    *,
+    versions: Mapping[str, str] | None = None,
+    labels_digest: str | None = None,
+) -> Days:
+    """As `open_days`, of days in a form."""
     names = _published_in(directory, days) if isinstance(days, DayRange) else days
     builds: list[Build] = []
     groups: list[RowGroup] = []
@@ -128,13 +195,13 @@ def open_days(
     for name in names:
         _require_published(directory, name)
         path = directory / name if versions is None else directory / name / versions[name]
-        day = resolve(path, kind="day")
-        _require_lineage(day, encoder)
+        day = resolve(path, kind=form.kind)
+        form.check(day)
         day_of_rules.setdefault(str(day.metadata.get("rules_digest")), name)
         found = [
             group
             for file in sorted(day.path.glob("part-*.parquet"))
-            for group in _row_groups(file, encoder.schema)
+            for group in _row_groups(file, form.columns)
         ]
         rows = sum(group.rows for group in found)
         if rows != day.metadata["rows"]:
@@ -160,7 +227,7 @@ def open_days(
             directory,
             ",".join(day_of_rules.values()),
         )
-    return Days(encoder.schema, tuple(builds), tuple(groups))
+    return Days(form, tuple(builds), tuple(groups))
 
 
 def _require_published(directory: Path, name: str) -> None:
@@ -239,7 +306,7 @@ def _require_lineage(day: Published, encoder: Encoder) -> None:
         )
 
 
-def _row_groups(file: Path, schema: Schema) -> list[RowGroup]:
+def _row_groups(file: Path, columns: pa.Schema) -> list[RowGroup]:
     try:
         with pq.ParquetFile(file) as parquet:
             found, metadata = parquet.schema_arrow, parquet.metadata
@@ -251,7 +318,7 @@ def _row_groups(file: Path, schema: Schema) -> list[RowGroup]:
         raise DataError(
             f"{file}: not a readable Parquet file ({_first_line(error)}); build the day again"
         ) from error
-    for field in encoded_arrow(schema):
+    for field in columns:
         if field.name not in found.names:
             raise DataError(f"{file}: column {field.name!r} is missing; build the day again")
         if found.field(field.name).type != field.type:

@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 
 from recsys.batch import Batch, from_encoded
 from recsys.days import Days, RowGroup
-from recsys.layout import encoded_arrow, kept_column
-from recsys.schema import Schema
+from recsys.layout import encoded_arrow, training_columns
 
 T = TypeVar("T")
 _PREFETCHED_BATCHES = 4
@@ -59,7 +58,7 @@ class EncodedBatch:
 
 
 @dataclass(frozen=True)
-class _Window:
+class Window:
     """Row groups read together; `first_row` counts from the epoch's first row, `number` from its first window."""
 
     number: int
@@ -122,7 +121,7 @@ class Feed:
         """This rank's rows of each batch from a position to the end of its epoch."""
         pending: list[pa.Table] = []
         next_row = start.batch * self.batch_size
-        for window in self._windows(start.epoch):
+        for window in self.windows(start.epoch):
             end = window.first_row + window.rows
             if end <= next_row:
                 continue
@@ -143,17 +142,18 @@ class Feed:
         own: NDArray[np.int64] = rows[rows % self.batch_size % self._world_size == self._rank]
         return own
 
-    def _windows(self, epoch: int) -> Iterator[_Window]:
+    def windows(self, epoch: int) -> Iterator[Window]:
+        """An epoch's windows, in its order of row groups."""
         groups = self.days.groups
         order = self._rng(epoch, 0).permutation(len(groups))
         number, first_row, rows, gathered = 0, 0, 0, list[RowGroup]()
         for index in order:
             if gathered and rows + groups[index].rows > self._window_rows:
-                yield _Window(number, tuple(gathered), first_row)
+                yield Window(number, tuple(gathered), first_row)
                 number, first_row, rows, gathered = number + 1, first_row + rows, 0, []
             gathered.append(groups[index])
             rows += groups[index].rows
-        yield _Window(number, tuple(gathered), first_row)
+        yield Window(number, tuple(gathered), first_row)
 
     def _rng(self, epoch: int, stream: int) -> np.random.Generator:
         return np.random.Generator(np.random.PCG64([self._seed, epoch, stream]))
@@ -164,7 +164,7 @@ class _LastRead:
 
     def __init__(self, days: Days) -> None:
         self._days = days
-        self._columns = _training_columns(days.schema)
+        self._columns = training_columns(days.schema)
         self._key: tuple[RowGroup, ...] | None = None
         self._table = pa.table({})
 
@@ -254,8 +254,3 @@ class _Prefetch(Generic[T]):
                 self._ready.get_nowait()
             except Empty:
                 self._thread.join(timeout=0.01)
-
-
-def _training_columns(schema: Schema) -> list[str]:
-    kept = {kept_column(name) for name in schema.keys.kept}
-    return [name for name in encoded_arrow(schema).names if name not in kept]

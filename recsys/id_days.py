@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 
 from recsys.admission import Taken, Update, id_families
-from recsys.days import Build, Days, read_rows
+from recsys.days import Build, Days
 from recsys.idmap import IdMap, hashes_of
 from recsys.layout import slots
 
@@ -34,7 +34,7 @@ def _take_in_day(days: Days, build: Build, maps: Mapping[str, IdMap]) -> list[tu
     updates = {name: Update(maps[name], schema.tables[name]) for name in schema.unbounded}
     columns = {slot.name: slot.table for slot in slots(schema) if slot.table in updates}
     for group in days.groups_of(build):
-        rows = read_rows((group,), list(columns))
+        rows = days.hashed((group,), list(columns))
         for column, table in columns.items():
             updates[table].add(hashes_of(rows.column(column)))
     families = id_families(schema)

@@ -116,6 +116,12 @@ def encoded_arrow(
     return pa.schema(_encoded_fields(schema, labels=labels, side=side))
 
 
+def training_columns(schema: Schema) -> list[str]:
+    """Names of encoded columns that a training batch is made of: all but the kept ones."""
+    kept = {kept_column(name) for name in schema.keys.kept}
+    return [name for name in encoded_arrow(schema).names if name not in kept]
+
+
 def dense_column(name: str) -> str:
     return f"dense:{name}"
 

@@ -11,6 +11,10 @@ from numpy.typing import NDArray
 from recsys.errors import DataError, nearest
 from recsys.schema import ARROW_TYPES, Schema
 
+# Beside the schema's columns, whose names hold no colon, in published raw days: what identifies a row everywhere.
+RAW_ROW_KEY = "row:key"
+RAW_DAY_KIND = "raw day"
+
 
 def read_rows(rows: Path) -> pa.Table:
     """The table of a Parquet file. Raises DataError when it is missing or cannot be read."""

@@ -1708,6 +1708,7 @@ ELSEWHERE: dict[str, str] = {
     "recsys/training/distributed/fit.py: table ... stands ... times in the plan, wher": "tests/recsys/test_sharding_plan.py",
     "recsys/training/distributed/fit.py: table ...: the shards of the plan hold ... n": "tests/recsys/test_sharding_plan.py",
     "recsys/training/distributed/workers.py:  workers, and torch sees ": "a machine with GPUs",
+    "recsys/raw_days.py: , row group ": "tests/recsys/test_stream.py",
     "recsys/training/distributed/launcher.py: --workers: this process is one": "tests/recsys/test_workers.py",
     "recsys/training/distributed/workers.py: another worker has ended": "a launcher that does not notice an end",
     "recsys/training/journal.py": DAMAGE,

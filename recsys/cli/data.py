@@ -111,19 +111,28 @@ def fit(
 def build(
     pipeline: Pipeline,
     data: Annotated[
-        Path | None, typer.Argument(help="Default: data, beside the pipeline file.")
+        Path | None, typer.Argument(help="Default: data, or raw, beside the file.")
     ] = None,
     encoder: Annotated[
         Path | None, typer.Option(help="Default: encoder, beside the pipeline file.")
     ] = None,
     ray: Annotated[bool, typer.Option("--ray", help="Encode as a Ray Data job.")] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Publish rows not encoded: data.stream encodes them.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Label, split and encode the rows, and publish them as days or named splits."""
     from pipelines.build import build as run
+    from pipelines.build import build_raw
 
-    root = data or pipeline.parent / "data"
-    summary = run(pipeline, root, encoder=encoder or pipeline.parent / "encoder", ray=ray)
+    folder = pipeline.parent
+    if raw:
+        summary = build_raw(pipeline, data or folder / "raw", ray=ray)
+    else:
+        summary = run(
+            pipeline, data or folder / "data", encoder=encoder or folder / "encoder", ray=ray
+        )
     show(summary.to_json(), summary.render(), as_json)
 
 

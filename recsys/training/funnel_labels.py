@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from recsys.days import Days, read_rows
+from recsys.days import Days
 from recsys.layout import label_column, observed_column
 from recsys.measures import AnyArray
 
@@ -70,7 +70,7 @@ def _first_rows(days: Days, tasks: list[str], up_to_rows: int) -> Iterator[pa.Ta
     for group in days.groups:
         if rows >= up_to_rows:
             return
-        yield read_rows((group,), ["row_key", *columns])
+        yield days.read((group,), ["row_key", *columns])
         rows += group.rows
 
 
