@@ -32,6 +32,7 @@ ERRORS = {
     "RequestError",
     "TrainingError",
     "ValueError",
+    "WorkerLost",
 }
 
 SCHEMA = """
@@ -1131,6 +1132,16 @@ CASES = [
          says='model.embeddings.backend: tables of backend "plain" stay whole in one process; set it to "torchrec" (widths in multiples of 4), or train with one worker'),
     case("train: no worker at all", "train experiment.toml other --workers 0",
          says="invalid value for '--workers': must be at least 1, found '0'; see: recsys train --help"),
+    case("train: a Ray cluster that does not answer", "train experiment.toml other --workers 2 --ray-address 127.0.0.1:1",
+         says="--ray-address 127.0.0.1:1: no Ray cluster answers ([Errno 111] Connection refused); start one (ray start --head), correct the address, or say local"),
+    case("train: no address of a Ray cluster", "train experiment.toml other --workers 2 --ray-address here",
+         says="--ray-address here: no Ray cluster answers (an address is HOST:PORT, auto or local); start one (ray start --head), correct the address, or say local"),
+    case("train: the address of a Ray client", "train experiment.toml other --workers 2 --ray-address ray://host:10001",
+         says="--ray-address ray://host:10001: a client cannot start workers; run the command on a machine of the cluster (ray job submit -- recsys train ...) with --ray-address auto"),
+    case("train: fewer workers without Ray", "train experiment.toml other --workers 2 --min-workers 1",
+         says="--min-workers: only a Ray cluster goes on with fewer workers; add --ray-address, or leave it out"),
+    case("train: more workers at the least than at all", "train experiment.toml other --workers 2 --min-workers 3 --ray-address auto",
+         says="--min-workers: 3 is more than --workers 2; lower it"),
     case("train: a run's directory in a place that cannot be made", "train experiment.toml log.csv/run",
          says="log.csv/run: cannot be written (Not a directory); choose another place"),
     # plan
@@ -1709,7 +1720,10 @@ ELSEWHERE: dict[str, str] = {
     "recsys/training/distributed/fit.py: table ...: the shards of the plan hold ... n": "tests/recsys/test_sharding_plan.py",
     "recsys/training/distributed/workers.py:  workers, and torch sees ": "a machine with GPUs",
     "recsys/raw_days.py: , row group ": "tests/recsys/test_stream.py",
-    "recsys/training/distributed/launcher.py: --workers: this process is one": "tests/recsys/test_workers.py",
+    "recsys/training/distributed/launcher.py: --workers: this process is one": "tests/recsys/test_workers_slowly.py",
+    "recsys/training/distributed/ray_cluster.py: --ray-address ...: the training takes": "tests/recsys/test_ray_workers.py",
+    "recsys/training/distributed/ray_launcher.py": "several machines, or a kill; tests/recsys/test_ray_workers.py",
+    "recsys/training/distributed/restarts.py: train.restart": "a worker that is killed; tests/recsys/test_ray_workers.py",
     "recsys/training/distributed/workers.py: another worker has ended": "a launcher that does not notice an end",
     "recsys/training/journal.py": DAMAGE,
     "recsys/utility.py": DAMAGE,

@@ -1,6 +1,5 @@
 """Commands about models: train, measure, compare with another or with boosted trees, export."""
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -37,45 +36,40 @@ def train(
         int,
         typer.Option(min=1, help="Processes that share tables and batches (torchrun does too)."),
     ] = 1,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            help="Workers of this Ray cluster: HOST:PORT, auto, or local.", show_default=False
+        ),
+    ] = None,
+    min_workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="On Ray: go on with so few after a loss. Default: all.", show_default=False
+        ),
+    ] = None,
+    max_restarts: Annotated[
+        int, typer.Option(min=0, help="How often to go on after a worker was lost.")
+    ] = 3,
     as_json: AsJson = False,
 ) -> None:
     """Train a model; the best checkpoint is chosen on the validation days."""
-    from recsys.experiment import load_experiment
-    from recsys.ranks import is_first
-    from recsys.training.distributed.launcher import launch, workers_option
-    from recsys.training.distributed.workers import check_backend, joined
-    from recsys.training.trainer import train as run
+    from recsys.cli.training import Asked, start
 
     root = run_directory or experiment.parent / "run"
-    command = ["train", str(experiment), str(root)]
-    command += [part for override in overrides or [] for part in ("--set", override)]
-    begin = [] if warm_start is None else ["--warm-start", str(warm_start)]
-    if workers > 1:
-        # A mistake in the file is told before processes start.
-        tree = load_experiment(experiment, overrides=tuple(overrides or ()))
-        check_backend(tree.model.embeddings.backend)
-        options = ["--resume"] * resume + ["--json"] * as_json
-        launch([*command, *begin, *options], workers)
-        return
-    with joined():
-        tree = load_experiment(experiment, overrides=tuple(overrides or ()))
-        try:
-            result = run(tree, root, resume=resume, warm_start=warm_start)
-        except KeyboardInterrupt as stop:
-            again = ["recsys", *command, *workers_option()]
-            raise KeyboardInterrupt(_kept(again, root, begin=begin)) from stop
-        if is_first():
-            show(result.to_json(), result.render(), as_json)
-
-
-def _kept(command: list[str], root: Path, *, begin: list[str]) -> str:
-    """What an interrupted training leaves, and how to go on with it."""
-    if not (root / "experiment.json").is_file():
-        again = shlex.join([*command, *begin])
-        return f"nothing was written yet; start again with: {again}"
-    reached = (root / "checkpoints" / "CURRENT").is_file()
-    kept = "its newest checkpoint" if reached else "no checkpoint of it yet"
-    return f"{root} holds {kept}; go on with: {shlex.join([*command, '--resume'])}"
+    asked = Asked(
+        experiment,
+        root,
+        tuple(overrides or ()),
+        resume=resume,
+        warm_start=warm_start,
+        workers=workers,
+        ray_address=ray_address,
+        min_workers=min_workers,
+        max_restarts=max_restarts,
+        as_json=as_json,
+    )
+    start(asked)
 
 
 def evaluate(

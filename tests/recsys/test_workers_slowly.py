@@ -190,13 +190,33 @@ def test_a_mistake_that_every_worker_meets_is_told_once(trained: Trained) -> Non
 
 @pytest.mark.slow
 def test_a_killed_worker_ends_all(trained: Trained) -> None:
-    with started(trained.folder, "killed", "--set", "train.epochs=5000") as process:
+    options = ("--set", "train.epochs=5000", "--max-restarts", "0")
+    with started(trained.folder, "killed", *options) as process:
         workers = workers_at_work(process, trained.folder / "killed")
         workers[1].kill()
         (sentence,) = told(process)
         assert not any(item.is_running() for item in workers)
     assert process.returncode == 2
     assert sentence.startswith("recsys: worker 1 was ended by SIGKILL, and the others with it; ")
+
+
+@pytest.mark.slow
+def test_a_killed_worker_starts_all_again_from_the_checkpoint(trained: Trained) -> None:
+    with started(trained.folder, "restarted", "--set", "train.epochs=10") as process:
+        workers_at_work(process, trained.folder / "restarted")[1].kill()
+        _, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    assert re.search(r"train\.restart restart=1/3 from=checkpoint because='worker 1 was", err)
+    uninterrupted = train(
+        trained.experiment("mmoe").model_copy(
+            update={"train": trained.experiment("mmoe").train.model_copy(update={"epochs": 10})}
+        ),
+        trained.folder / "uninterrupted",
+    )
+    assert losses_of(trained.folder / "restarted") == pytest.approx(
+        losses_of(uninterrupted.path), rel=1e-4
+    )
+    assert_close(state_of(trained.folder / "restarted"), state_of(uninterrupted.path), 1e-4)
 
 
 @pytest.mark.slow
@@ -227,4 +247,4 @@ def test_a_worker_of_torchrun_starts_no_others(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="one of several workers already"):
-        launch(["train", "experiment.toml"], 2)
+        launch(["train", "experiment.toml"], Path("run"), workers=2, resume=False, max_restarts=0)

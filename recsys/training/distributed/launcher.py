@@ -6,8 +6,10 @@ import signal
 import sys
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
-from recsys.errors import ConfigError, TrainingError
+from recsys.errors import ConfigError
+from recsys.training.distributed.restarts import WorkerLost, with_restarts
 from recsys.training.distributed.workers import is_worker
 
 _RUN_ID = "recsys-workers-"
@@ -15,15 +17,39 @@ _RUN_ID = "recsys-workers-"
 _AGENT_LOGGERS = ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api")
 
 
-def launch(arguments: Sequence[str], workers: int) -> None:
+def launch(
+    arguments: Sequence[str],
+    run: Path,
+    *,
+    begin: Sequence[str] = (),
+    workers: int,
+    resume: bool,
+    max_restarts: int,
+) -> None:
     """Run `python -m recsys` with these arguments in several workers, and return when all have ended well.
 
-    Raises SystemExit with the code of a worker that has told why it failed, TrainingError when one was killed.
+    What stands in `begin` they are told only where they begin the run. A worker that is killed ends all of them, and they start again (`with_restarts`). Raises SystemExit with the code of
+    a worker that has told why it failed, TrainingError when one was killed once too often.
     """
     if is_worker():
         raise ConfigError(
             "--workers: this process is one of several workers already, as torchrun starts them; leave the option out"
         )
+
+    def attempt(resume: bool) -> None:
+        _run([*arguments, *(["--resume"] if resume else begin)], workers)
+
+    with_restarts(attempt, run, resume=resume, max_restarts=max_restarts)
+
+
+def workers_option() -> list[str]:
+    """What a command line needs for as many workers, where `launch` started this process."""
+    launched = os.environ.get("TORCHELASTIC_RUN_ID", "").startswith(_RUN_ID)
+    return ["--workers", os.environ["WORLD_SIZE"]] if launched else []
+
+
+def _run(arguments: Sequence[str], workers: int) -> None:
+    """One set of workers, from their start to their end. Raises SystemExit, or WorkerLost when one was killed."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -48,15 +74,9 @@ def launch(arguments: Sequence[str], workers: int) -> None:
             _, failure = error.get_first_failure()
             if failure.exitcode > 0:
                 raise SystemExit(failure.exitcode) from None
-            raise TrainingError(_killed(failure.local_rank, -failure.exitcode)) from None
+            raise WorkerLost(_killed(failure.local_rank, -failure.exitcode)) from None
         except SignalException as stop:
             raise SystemExit(128 + stop.sigval) from None
-
-
-def workers_option() -> list[str]:
-    """What a command line needs for as many workers, where `launch` started this process."""
-    launched = os.environ.get("TORCHELASTIC_RUN_ID", "").startswith(_RUN_ID)
-    return ["--workers", os.environ["WORLD_SIZE"]] if launched else []
 
 
 def _killed(worker: int, number: int) -> str:

@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 
-from recsys.errors import ConfigError, TrainingError
+from recsys.errors import ConfigError
 from recsys.ranks import OtherRankFailed, is_first, ranks_here, wait_for_all
+from recsys.training.distributed.restarts import WorkerLost
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
 # The first rank may be at the metrics of a large validation meanwhile. Launchers notice ends much sooner.
-_TIMEOUT = timedelta(hours=1)
+TIMEOUT = timedelta(hours=1)
 # How long a worker that has nothing to tell waits for its launcher to end it.
 _PATIENCE_SECONDS = 60
 _TOLD = "recsys/told"
@@ -33,9 +34,9 @@ def is_worker() -> bool:
     return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def check_backend(backend: str) -> None:
+def check_backend(kind: str) -> None:
     """Raise ConfigError for an embedding backend whose tables workers cannot share."""
-    if backend == "plain":
+    if kind == "plain":
         raise ConfigError(
             'model.embeddings.backend: tables of backend "plain" stay whole in one process; set it to "torchrec" '
             "(widths in multiples of 4), or train with one worker"
@@ -72,26 +73,25 @@ def joined() -> Iterator[None]:
 
 
 def _join() -> "Store":
-    """Form the process group, of a kind for each device there is."""
-    from torch.distributed.rendezvous import rendezvous
+    """Form the process group, of a kind for each device there is, unless the launcher (Ray Train) has formed it."""
+    from torch.distributed.distributed_c10d import _get_default_store
 
-    store, rank, world_size = next(rendezvous("env://"))
-    here = int(os.environ.get("LOCAL_RANK", "0"))
-    gpus = torch.cuda.device_count()
-    if here < gpus:
-        torch.cuda.set_device(here)
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if gpus else "gloo",
-        store=store,
-        rank=rank,
-        world_size=world_size,
-        timeout=_TIMEOUT,
-    )
+    if not dist.is_initialized():
+        here = int(os.environ.get("LOCAL_RANK", "0"))
+        gpus = torch.cuda.device_count()
+        if here < gpus:
+            torch.cuda.set_device(here)
+        dist.init_process_group(backend(gpus), timeout=TIMEOUT)
     if not is_first():
         for package in ("recsys", "torchrec"):
             logging.getLogger(package).setLevel(logging.ERROR)
-    found: Store = store
+    found: Store = _get_default_store()
     return found
+
+
+def backend(gpus: int) -> str:
+    """What workers talk through: gloo, and NCCL for what lies on a GPU where there is one."""
+    return "cpu:gloo,cuda:nccl" if gpus else "gloo"
 
 
 def _wait_unless_telling(store: "Store", error: BaseException) -> None:
@@ -105,7 +105,7 @@ def _wait_unless_telling(store: "Store", error: BaseException) -> None:
     except KeyboardInterrupt:
         os._exit(130)
     if lost:
-        raise TrainingError(
+        raise WorkerLost(
             "another worker has ended without a word; see its machine's log, then go on with --resume"
         ) from error
     os._exit(1)
