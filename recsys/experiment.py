@@ -36,7 +36,7 @@ class DataConfig(Config):
 
     Days are `{ from = "2026-10-01", to = "2026-10-31" }`, both included, which means the published ones, or names of
     days or splits. `batch_size` and `window_rows` count rows; a window is what is shuffled at once and bounds the
-    memory of the feed.
+    memory of the feed. With `stream` the days to train on are raw ones under that directory, encoded meanwhile.
     """
 
     directory: FilePath = Path("data")
@@ -46,6 +46,7 @@ class DataConfig(Config):
     test: DayNames | None = None
     batch_size: int = Field(default=4096, ge=1)
     window_rows: int = Field(default=1_000_000, ge=1)
+    stream: FilePath | None = None
 
     @model_validator(mode="after")
     def _held_out(self) -> "DataConfig":
@@ -223,8 +224,13 @@ class Experiment(Config):
                 )
 
     def _with_paths(self, change: Callable[[Path], Path]) -> "Experiment":
+        stream = None if self.data.stream is None else change(self.data.stream)
         data = self.data.model_copy(
-            update={"directory": change(self.data.directory), "encoder": change(self.data.encoder)}
+            update={
+                "directory": change(self.data.directory),
+                "encoder": change(self.data.encoder),
+                "stream": stream,
+            }
         )
         return self.model_copy(update={"schema_file": change(self.schema_file), "data": data})
 

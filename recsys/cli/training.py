@@ -77,11 +77,12 @@ def _here(asked: Asked) -> None:
 
 def _in_processes(asked: Asked) -> None:
     from recsys.training.distributed.launcher import launch
-    from recsys.training.distributed.workers import check_backend
+    from recsys.training.distributed.workers import check_backend, check_stream
 
     # A mistake in the file is told before processes start.
     tree = asked.load()
     check_backend(tree.model.embeddings.backend)
+    check_stream(tree.data.stream)
     launch(
         # Both at once are a mistake that the workers tell.
         [*asked.command, *(asked.begin if asked.resume else []), *["--json"] * asked.as_json],

@@ -20,7 +20,7 @@ from recsys.evaluation.expert_statistics import ExpertWatch
 from recsys.evaluation.experts import headlines
 from recsys.evaluation.metrics import evaluate_tasks
 from recsys.evaluation.outcomes import Outcomes
-from recsys.feed import START, Feed
+from recsys.feed import START
 from recsys.models import RankingModel
 from recsys.models.embeddings.lookup import choose_backend, table_specs
 from recsys.models.experts import require_batch_rows
@@ -31,6 +31,7 @@ from recsys.training.averages import Averages
 from recsys.training.balancing import build_balance
 from recsys.training.checkpoint import Progress, read_progress, restore, save_checkpoint
 from recsys.training.distributed.workers import check_backend, check_device
+from recsys.training.feeds import open_training_days, training_feed
 from recsys.training.forward import Forward
 from recsys.training.funnel_labels import warn_of_funnel_breaks
 from recsys.training.ids import id_maps_of
@@ -61,14 +62,7 @@ class Training:
         id_maps, self.taken = on_first(lambda: id_maps_of(train, checkpoint))
         self.train_days = train.with_id_maps(id_maps)
         self.validation_days = validation.with_id_maps(id_maps)
-        self.feed = Feed(
-            self.train_days,
-            batch_size=experiment.data.batch_size,
-            seed=settings.seed,
-            window_rows=experiment.data.window_rows,
-            rank=rank(),
-            world_size=world_size(),
-        )
+        self.feed = training_feed(self.train_days, experiment)
         steps = settings.epochs * self.feed.batches_per_epoch
         self.total_steps = steps if settings.steps is None else min(steps, settings.steps)
         self.model = _model(run, self.device)
@@ -168,29 +162,15 @@ class Training:
     def _days(self, pinned: Progress | None) -> tuple[Days, Days]:
         """The days to train on and those to validate on: the pinned builds, or the present ones."""
         data = self.run.experiment.data
-        train = self._open(data.train, pinned.train if pinned else None)
-        return train, self._open(
-            data.validation,
-            pinned.validation if pinned else None,
-            labels_digest=train.labels_digest,
-        )
-
-    def _open(
-        self,
-        days: DayRange | Sequence[str],
-        builds: Sequence[Build] | None,
-        *,
-        labels_digest: str | None = None,
-    ) -> Days:
-        versions = None if builds is None else {build.day: build.version for build in builds}
-        # A range means the days that were there when the run began.
-        directory = self.run.experiment.data.directory
-        return open_days(
-            directory,
-            days if versions is None else tuple(versions),
+        names, versions = _asked(data.train, pinned.train if pinned else None)
+        train = open_training_days(self.run, names, versions)
+        names, versions = _asked(data.validation, pinned.validation if pinned else None)
+        return train, open_days(
+            data.directory,
+            names,
             encoder=self.run.encoder,
             versions=versions,
-            labels_digest=labels_digest,
+            labels_digest=train.labels_digest,
         )
 
     def _diverged(self, loss: Loss, norm: Tensor, row_keys: Sequence[int]) -> str:
@@ -202,6 +182,16 @@ class Training:
             f"{float(norm):.4g}; {rows} rows, the first with row keys {keys}); lower the learning rates, clip "
             f"gradients, or check these rows; checkpoints under {self.run.checkpoints} are from before"
         )
+
+
+def _asked(
+    days: DayRange | Sequence[str], builds: Sequence[Build] | None
+) -> tuple[DayRange | Sequence[str], dict[str, str] | None]:
+    """Days and their versions: a range means the days that were there when the run began."""
+    if builds is None:
+        return days, None
+    versions = {build.day: build.version for build in builds}
+    return tuple(versions), versions
 
 
 def _model(run: RunDirectory, device: torch.device) -> RankingModel:

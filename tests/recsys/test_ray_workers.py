@@ -17,6 +17,7 @@ from recsys.errors import ConfigError
 from recsys.experiment import Experiment, load_experiment
 from recsys.training.distributed.ray_launcher import Fleet, require_shared, train_on_ray
 from recsys.training.trainer import train
+from tests.recsys.test_stream import publish_raw
 from tests.recsys.test_workers import (
     ROOT,
     Trained,
@@ -130,6 +131,19 @@ def test_fewer_workers_go_on_where_a_machine_is_lost(
         machines.shutdown()
     assert "train.restart restart=1/3 from=checkpoint" in caplog.text
     assert_is_the_uninterrupted(trained, run)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_ray_workers_share_a_stream(trained: Trained) -> None:
+    raw = publish_raw(trained.folder)
+    with started(trained.folder, "streamed", "--set", f"data.stream={raw}") as process:
+        _, err = process.communicate(timeout=900)
+    assert process.returncode == 0, err
+    streamed, alone = losses_of(trained.folder / "streamed"), losses_of(trained.alone("mmoe"))
+    assert len(streamed) == len(alone)
+    # The same rows in other batches.
+    assert sum(streamed) == pytest.approx(sum(alone), rel=0.1)
 
 
 def one_at_work(process: subprocess.Popen[str], run: Path) -> psutil.Process:

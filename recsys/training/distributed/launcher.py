@@ -28,8 +28,9 @@ def launch(
 ) -> None:
     """Run `python -m recsys` with these arguments in several workers, and return when all have ended well.
 
-    What stands in `begin` they are told only where they begin the run. A worker that is killed ends all of them, and they start again (`with_restarts`). Raises SystemExit with the code of
-    a worker that has told why it failed, TrainingError when one was killed once too often.
+    What stands in `begin` they are told only where they begin the run. A worker that is killed ends all of them, and
+    they start again (`with_restarts`). Raises SystemExit with the code of a worker that has told why it failed,
+    TrainingError when one was killed once too often.
     """
     if is_worker():
         raise ConfigError(

@@ -48,7 +48,10 @@ def cluster(address: str, *, cpus: int) -> Iterator[None]:
 def resources(experiment: Experiment, workers: int) -> dict[str, float]:
     """What a training by so many workers takes of the cluster."""
     per_worker = resources_per_worker(experiment.train)
-    return {kind: amount * workers for kind, amount in per_worker.items()}
+    needed = {kind: amount * workers for kind, amount in per_worker.items()}
+    # Who encodes waits for a core that no worker holds.
+    needed["CPU"] += 0 if experiment.data.stream is None else 1
+    return needed
 
 
 def resources_per_worker(settings: TrainConfig) -> dict[str, float]:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,6 +41,15 @@ def check_backend(kind: str) -> None:
         raise ConfigError(
             'model.embeddings.backend: tables of backend "plain" stay whole in one process; set it to "torchrec" '
             "(widths in multiples of 4), or train with one worker"
+        )
+
+
+def check_stream(stream: Path | None) -> None:
+    """Raise ConfigError when workers that have no Ray between them are to share a stream."""
+    if stream is not None:
+        raise ConfigError(
+            "data.stream: workers share a stream by Ray; add --ray-address (local, or a cluster's), "
+            "or train with one worker"
         )
 
 
