@@ -41,7 +41,7 @@ def training_step(
         repeat = forward.repeat(batch)
         loss = forward.loss(batch)
         balance.backward(loss, 0)
-        optimizer.after_backward(0)
+        optimizer.after_backward(0, optimizer.dense.gradient_norm())
         balance.after_step(loss, 0, repeat)
 
     return step

@@ -16,11 +16,14 @@ from recsys.encode import Encoder
 from recsys.errors import ArtifactError, DataError, nearest
 from recsys.idmap import IdMap, table_rows
 from recsys.layout import encoded_arrow, label_column, observed_column
-from recsys.publish import CURRENT, Published, resolve
+from recsys.publish import CURRENT, Published, read_version, resolve
+from recsys.publish import versions as published_versions
 from recsys.schema import Schema
 
 logger = logging.getLogger(__name__)
 
+# What Arrow raises for a damaged file: names of columns, too, may be other ones, or no text at all.
+_UNREADABLE = (OSError, ValueError, KeyError, pa.ArrowException)
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
@@ -230,6 +233,26 @@ def open_form(
     return Days(form, tuple(builds), tuple(groups))
 
 
+def version_to_read(directory: Path, build: Build) -> str:
+    """The version of a day to go on with: the newest that holds the files of the build read so far, bit for bit.
+
+    A day whose files were damaged and that was built again is another version of the same rows.
+    """
+    day = directory / build.day
+    try:
+        begun = read_version(day / build.version, kind="day", verify="manifest")
+    except ArtifactError:
+        return build.version
+    for version in reversed(published_versions(day)):
+        try:
+            found = read_version(day / version, kind="day")
+        except ArtifactError:
+            continue
+        if found.files == begun.files:
+            return version
+    return build.version
+
+
 def _require_published(directory: Path, name: str) -> None:
     if (directory / name).is_dir() or not directory.is_dir():
         return
@@ -278,18 +301,20 @@ def _published(directory: Path) -> list[str]:
 
 
 def read_rows(groups: tuple[RowGroup, ...], columns: list[str]) -> pa.Table:
-    """The named columns of row groups, one chunk a column."""
+    """The named columns of row groups, one chunk a column. Raises DataError naming the file that cannot be read."""
     tables: list[pa.Table] = []
     for file in dict.fromkeys(group.file for group in groups):
         indices = [group.index for group in groups if group.file == file]
         try:
             with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
-                tables.append(parquet.read_row_groups(indices, columns=columns))
-        except (OSError, pa.ArrowException) as error:
+                table = parquet.read_row_groups(indices, columns=columns)
+                tables.append(table.select(columns))
+        except _UNREADABLE as error:
             raise DataError(
-                f"{file}: cannot be read ({_first_line(error)}); build the day again"
+                f"{file}: cannot be read ({_first_line(error)}); build the day again, then run the same command again "
+                "(recsys train with --resume)"
             ) from error
-    return pa.concat_tables(tables).combine_chunks().select(columns)
+    return pa.concat_tables(tables).combine_chunks()
 
 
 def _require_lineage(day: Published, encoder: Encoder) -> None:
@@ -314,7 +339,7 @@ def _row_groups(file: Path, columns: pa.Schema) -> list[RowGroup]:
                 RowGroup(file, index, metadata.row_group(index).num_rows)
                 for index in range(metadata.num_row_groups)
             ]
-    except (OSError, pa.ArrowException) as error:
+    except _UNREADABLE as error:
         raise DataError(
             f"{file}: not a readable Parquet file ({_first_line(error)}); build the day again"
         ) from error

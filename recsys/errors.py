@@ -2,12 +2,13 @@
 
 ```
 RecsysError
-└── UserError            a mistake a user can correct; the command line prints one sentence, exit code 2
-    ├── ConfigError      a schema, pipeline or experiment file says something impossible
-    ├── DataError        rows do not match what the schema promises
-    ├── ArtifactError    an encoder, day, checkpoint, bundle or report is missing, damaged or of another lineage
-    ├── TrainingError    training cannot go on: the loss is no number any more
-    └── RequestError     a ranking request is wrong
+├── UserError            a mistake a user can correct; the command line prints one sentence, exit code 2
+│   ├── ConfigError      a schema, pipeline or experiment file says something impossible
+│   ├── DataError        rows do not match what the schema promises
+│   ├── ArtifactError    an encoder, day, checkpoint, bundle or report is missing, damaged or of another lineage
+│   ├── TrainingError    training cannot go on: the loss is no number any more
+│   └── RequestError     a ranking request is wrong
+└── TrainingStopped      a training was asked to stop, and has; exit code 143
 ```
 
 Every message says what is wrong, where, what was found and what to do. A broken invariant of our own is an
@@ -45,6 +46,13 @@ class ArtifactError(UserError):
 
 class TrainingError(UserError):
     """Training cannot go on."""
+
+
+class TrainingStopped(RecsysError):  # noqa: N818 - no mistake of anybody
+    """SIGTERM has ended a training, which goes on with `resume`."""
+
+    # As of a process that the signal itself has ended, in a shell.
+    EXIT_CODE = 143
 
 
 class RequestError(UserError):

@@ -95,7 +95,8 @@ class TrainConfig(Config):
     `patience` evaluations. It is evaluated and checkpointed every `evaluate_every` steps (without it, at the end of
     each epoch), and checkpointed every `checkpoint_every` steps in between. What lies behind the tables sees a step's
     rows in `accumulate` parts, one after the other. With `ema`, what is validated and kept is an average of the dense
-    weights over steps, whose decay it is.
+    weights over steps, whose decay it is. A step whose loss or gradient is not finite is skipped; more than
+    `max_skipped_steps` of them end the training.
     """
 
     epochs: int = Field(default=1, ge=1)
@@ -112,6 +113,7 @@ class TrainConfig(Config):
     log_every: int = Field(default=50, ge=1)
     metric: str | None = None
     patience: int | None = Field(default=3, ge=1)
+    max_skipped_steps: int = Field(default=3, ge=0)
 
 
 class EvaluationConfig(Config):

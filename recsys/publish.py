@@ -14,6 +14,7 @@ follows pointer -> manifest -> verification, and falls back to the newest older 
 A process killed anywhere in between leaves the old version in place.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -43,6 +44,12 @@ _MADE_BY = {
 }
 CURRENT = "CURRENT"
 _DRAFT_PREFIX = ".draft-"
+# What keeps a write from a place, by error number, and what a person does about it.
+_REMEDIES = (
+    dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room there")
+    | dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "allow writing there")
+    | {errno.EIO: "check that disk"}
+)
 _ABANDONED_SECONDS = 24 * 3600
 
 
@@ -77,7 +84,7 @@ def publication(
     """A draft directory that becomes `root/<version>`, and `root/<pointer>`'s target, when the block ends well.
 
     An exception in the block removes the draft and leaves what was published before untouched.
-    Raises ArtifactError when the root cannot be written.
+    Raises ArtifactError when the root cannot be written, or not any more.
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -90,21 +97,43 @@ def publication(
             f"{root}: cannot be written ({error.strerror}); choose another place"
         ) from error
     draft = Draft(path, dict(metadata or {}))
+    with writing(root):
+        try:
+            yield draft
+            draft.published = _commit(draft, root, kind)
+        except BaseException:
+            shutil.rmtree(draft.path, ignore_errors=True)
+            raise
+        point(root, draft.published.version, pointer=pointer)
+
+
+@contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """Raise ArtifactError for what keeps a block from writing below a place: a full disk, a quota, a missing right."""
     try:
-        yield draft
-        draft.published = _commit(draft, root, kind)
-    except BaseException:
-        shutil.rmtree(draft.path, ignore_errors=True)
-        raise
-    point(root, draft.published.version, pointer=pointer)
+        yield
+    except OSError as error:
+        number, remedy = error.errno or 0, _REMEDIES.get(error.errno or 0)
+        # A right may be missing elsewhere, to read what is written from.
+        elsewhere = error.filename is not None and not str(error.filename).startswith(str(place))
+        if remedy is None or elsewhere:
+            raise
+        raise ArtifactError(
+            f"{place}: cannot be written ({os.strerror(number)}); {remedy}, then run the same command again "
+            "(recsys train with --resume)"
+        ) from error
 
 
 def point(root: Path, version: str, *, pointer: str = CURRENT) -> None:
     """Move `root/<pointer>` to a version in one atomic step."""
     temporary = root / f".{pointer}-{secrets.token_hex(4)}"
-    temporary.write_text(version + "\n", encoding="utf-8")
-    fsync(temporary)
-    os.replace(temporary, root / pointer)
+    try:
+        temporary.write_text(version + "\n", encoding="utf-8")
+        fsync(temporary)
+        os.replace(temporary, root / pointer)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     fsync(root)
 
 
@@ -135,9 +164,12 @@ def resolve(
 
 
 def read_version(
-    path: Path, *, kind: str, verify: Literal["sizes", "digests"] = "sizes"
+    path: Path, *, kind: str, verify: Literal["manifest", "sizes", "digests"] = "sizes"
 ) -> Published:
-    """One version directory, checked against its manifest. Raises ArtifactError naming the first file that differs."""
+    """One version directory, checked against its manifest. Raises ArtifactError naming the first file that differs.
+
+    To verify the manifest alone looks at no other file.
+    """
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())
         digest = manifest.pop("digest")
@@ -163,8 +195,9 @@ def read_version(
         raise ArtifactError(
             f"{path}: holds a published {found_kind} in place of the {kind}; give the {kind}'s path"
         )
-    for name, entry in files.items():
-        _verify_file(path, name, entry, verify)
+    if verify != "manifest":
+        for name, entry in files.items():
+            _verify_file(path, name, entry, verify)
     return Published(path, found_kind, metadata, files, digest)
 
 

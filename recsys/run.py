@@ -7,6 +7,7 @@ run/
   encoder/          a copy of the encoder, so that a run outlives the encoder's next fit
   parent.json       the checkpoint that a warm start began from, and warm_start.json, what it kept of it
   metrics.jsonl     one JSON object a line: training and validation records
+  skipped_steps.jsonl  steps whose loss or gradient was not finite, if there are any, with their rows' keys
   checkpoints/      publications of kind "checkpoint", with pointers CURRENT (newest) and BEST
   tensorboard/
 ```
@@ -45,6 +46,7 @@ _EXPERIMENT = "experiment.json"
 _SCHEMA = "schema.json"
 _ENCODER = "encoder"
 _METRICS = "metrics.jsonl"
+_SKIPPED = "skipped_steps.jsonl"
 PROGRAM = "program.safetensors"
 TABLES = "tables.safetensors"
 
@@ -70,6 +72,10 @@ class RunDirectory:
     def parent(self) -> Parent | None:
         """The checkpoint of another run that this one began from."""
         return read_parent(self.path)
+
+    @property
+    def skipped_steps(self) -> Path:
+        return self.path / _SKIPPED
 
     @property
     def tensorboard(self) -> Path:

@@ -6,6 +6,8 @@ read block by block.
 """
 
 import json
+import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -47,9 +49,16 @@ class Block:
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write named tensors as safetensors."""
+    """Write named tensors as safetensors. Raises OSError."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    safetensors.torch.save_file(plain, file)
+    try:
+        safetensors.torch.save_file(plain, file)
+    except safetensors.SafetensorError as error:
+        # Which error of the system it was stands in its text alone.
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(file)) from error
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
@@ -67,7 +76,9 @@ def write_blocks(file: Path, shapes: Shapes, blocks: Iterable[Block]) -> None:
     if is_first():
         with file.open("wb") as sink:
             sink.write(header)
-            sink.truncate(len(header) + size)
+            sink.flush()
+            # Room for all of it now: a write through a map has no way to tell that there is none.
+            os.posix_fallocate(sink.fileno(), 0, len(header) + size)
     wait_for_all()
     for block in blocks:
         _write_block(file, len(header) + starts[block.name], shapes[block.name], block)

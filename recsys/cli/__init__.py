@@ -20,7 +20,7 @@ from typer.exceptions import TyperException
 from recsys.cli import cluster, data, model, service
 from recsys.cli.quickstart import quickstart
 from recsys.config import wrong_value
-from recsys.errors import UserError
+from recsys.errors import TrainingStopped, UserError
 
 app = typer.Typer(
     name="recsys",
@@ -34,7 +34,10 @@ app = typer.Typer(
 
 
 def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
-    """The command, which Ctrl-C ends with exit code 130 and a sentence: what is kept and how to go on."""
+    """The command, which Ctrl-C ends with exit code 130, and SIGTERM a training with 143, and a sentence.
+
+    It says what is kept and how to go on.
+    """
 
     @wraps(command)
     def run(*arguments: Any, **named: Any) -> None:
@@ -42,6 +45,8 @@ def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
             command(*arguments, **named)
         except KeyboardInterrupt as stop:
             _fail(f"recsys: interrupted; {stop}" if str(stop) else "recsys: interrupted", code=130)
+        except TrainingStopped as stop:
+            _fail(f"recsys: {stop}", code=stop.EXIT_CODE)
 
     return run
 

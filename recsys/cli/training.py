@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recsys.cli.show import show
-from recsys.errors import ConfigError
+from recsys.errors import ConfigError, TrainingStopped
 
 if TYPE_CHECKING:
     from recsys.experiment import Experiment
@@ -71,6 +71,9 @@ def _here(asked: Asked) -> None:
             result = train(tree, asked.root, resume=asked.resume, warm_start=asked.warm_start)
         except KeyboardInterrupt as stop:
             raise KeyboardInterrupt(_kept(asked, workers_option())) from stop
+        except TrainingStopped as stop:
+            kept = _kept(asked, workers_option())
+            raise TrainingStopped(f"stopped by SIGTERM; {kept}") from stop
         if is_first():
             show(result.to_json(), result.render(), asked.as_json)
 

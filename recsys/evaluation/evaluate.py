@@ -4,7 +4,7 @@ Axes: **B** rows, **T** tasks.
 """
 
 import logging
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -103,20 +103,30 @@ def evaluate(
 
 
 def outcomes_of(
-    model: RankingModel, days: Days, *, batch_size: int, references: Mapping[str, str] | None = None
+    model: RankingModel,
+    days: Days,
+    *,
+    batch_size: int,
+    references: Mapping[str, str] | None = None,
+    between_batches: Callable[[], None] = lambda: None,
 ) -> Outcomes:
     """The model's logits and the labels of all rows, and per task the kept column that `references` names.
 
-    Of several ranks, the first gets all rows, in the order in which they are stored, and the others their own.
+    Of several ranks, the first gets all rows, in the order in which they are stored, and the others their own. All call
+    `between_batches` as often; what it raises ends the scoring.
     """
     gathered = OutcomeAccumulator(days.schema.task_names)
-    for scored in score_days(model, days, batch_size=batch_size):
-        _add(gathered, scored, references or {})
+    with closing(score_days(model, days, batch_size=batch_size)) as batches:
+        for scored in batches:
+            _add(gathered, scored, references or {})
+            between_batches()
     ranks = to_first(gathered.parts()) or [gathered.parts()]
     return Outcomes.concatenate(in_turns(ranks))
 
 
-def score_days(model: RankingModel, days: Days, *, batch_size: int) -> Iterator[ScoredBatch]:
+def score_days(
+    model: RankingModel, days: Days, *, batch_size: int
+) -> Generator[ScoredBatch, None, None]:
     """Every stored row with its logits, in evaluation mode and float32; the model's mode is put back at the end.
 
     Ranks take turns by batch; some may get a last one without rows, for they look rows of tables up together.

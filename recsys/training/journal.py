@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -95,16 +95,20 @@ def read_records(file: Path) -> list[Record]:
         raise ArtifactError(f"{file}: damaged ({error}); restore it, or train again") from error
 
 
-def _keep_records(file: Path, *, up_to_step: int) -> None:
-    # What is told before the first step is told again by whoever begins there again.
-    kept = [record for record in read_records(file) if 0 < up_to_step >= record["step"]]
+def write_records(file: Path, records: Iterable[Record]) -> None:
+    """Put records in the place of a file's, at once or not at all."""
     temporary = file.with_suffix(".tmp")
     with temporary.open("w", encoding="utf-8") as sink:
-        sink.writelines(json.dumps(record) + "\n" for record in kept)
+        sink.writelines(json.dumps(record) + "\n" for record in records)
         sink.flush()
         # What is renamed before it is on disk may come back empty after a power cut.
         os.fsync(sink.fileno())
     os.replace(temporary, file)
+
+
+def _keep_records(file: Path, *, up_to_step: int) -> None:
+    # What is told before the first step is told again by whoever begins there again.
+    write_records(file, [item for item in read_records(file) if 0 < up_to_step >= item["step"]])
 
 
 class Progress(Protocol):

@@ -77,16 +77,28 @@ class DenseOptimizer:
 
     def step(self, learning_rate: float) -> Tensor:
         """Add up over ranks, clip, update, drop the gradients; returns their global norm from before the clipping."""
+        norm = self.gradient_norm()
+        self.update(learning_rate, norm)
+        return norm
+
+    def gradient_norm(self) -> Tensor:
+        """Add the gradients up over ranks; returns their global norm."""
         gradients = [item.grad for item in self._named.values() if item.grad is not None]
         add_up_all(gradients)
-        norm = torch.nn.utils.get_total_norm(gradients)
+        return torch.nn.utils.get_total_norm(gradients)
+
+    def update(self, learning_rate: float, norm: Tensor) -> None:
+        """Clip by the norm that `gradient_norm` gave, update, drop the gradients."""
         if self._clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self._named.values(), self._clip_norm, norm)
         for group in self._adamw.param_groups:
             group["lr"] = learning_rate
         self._adamw.step()
+        self.drop_gradients()
+
+    def drop_gradients(self) -> None:
+        """Forget the gradients of a step that is not made."""
         self._adamw.zero_grad(set_to_none=True)
-        return norm
 
     def state(self) -> dict[str, Tensor]:
         """AdamW's moments and step counts as `<parameter>/<quantity>`; empty before the first step."""
@@ -133,6 +145,6 @@ class Optimizer:
         """Set the tables' rate: their update happens inside the backward pass that follows."""
         self._embeddings.set_learning_rate(self.embedding_lr(step))
 
-    def after_backward(self, step: int) -> Tensor:
-        """Update the dense parameters; returns the norm of their gradients before clipping."""
-        return self.dense.step(self.dense_lr(step))
+    def after_backward(self, step: int, norm: Tensor) -> None:
+        """Update the dense parameters, whose gradients have that norm."""
+        self.dense.update(self.dense_lr(step), norm)

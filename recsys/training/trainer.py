@@ -7,6 +7,7 @@ Bit-equal resumption rests on four things: the feed's order is a function of (se
 function of the step, a checkpoint holds every state that a step changes, and evaluations fall on fixed steps.
 """
 
+import gc
 import logging
 import time
 from collections.abc import Sequence
@@ -17,10 +18,11 @@ from typing import Any
 
 import torch
 
-from recsys.errors import ConfigError, UserError
+from recsys.errors import ConfigError, TrainingStopped, UserError
 from recsys.experiment import Experiment, load_experiment
 from recsys.memory import keep_freed_memory
 from recsys.models.precision import use_fast_float32
+from recsys.publish import writing
 from recsys.ranks import is_first, on_first
 from recsys.run import (
     RunDirectory,
@@ -35,7 +37,8 @@ from recsys.training.ids import id_records
 from recsys.training.journal import Journal, Record, Silence, open_journal, progress_to
 from recsys.training.objective import Loss, mean_by_task
 from recsys.training.selection import best_record, evaluations_since_best
-from recsys.training.training import Training
+from recsys.training.stopping import StopAskedFor, StopRequest, stop_requests
+from recsys.training.training import RolledBack, Training
 from recsys.training.warm_start import choose_parent
 
 logger = logging.getLogger(__name__)
@@ -51,6 +54,7 @@ class FinishedRun:
     best_version: str
     metric: str
     score: float
+    skipped_steps: int
     validation: dict[str, dict[str, float | None]]
     seconds: float
 
@@ -69,6 +73,10 @@ class FinishedRun:
                 f"{key} {value:.4f}" for key, value in numbers.items() if value is not None
             )
             lines.append(f"  {name}: {shown}")
+        if self.skipped_steps:
+            lines.append(
+                f"  skipped {self.skipped_steps} steps whose loss or gradient was not finite: skipped_steps.jsonl"
+            )
         return "\n".join([*lines, f"run: {self.path}"])
 
 
@@ -84,8 +92,8 @@ def train(
     With `warm_start`, a run or a checkpoint of one, a new run begins with what that one has learned. A run that was
     stopped before its first checkpoint starts again; a finished one is reported as it is. Raises ArtifactError when
     there is a run already and `resume` was not asked for (or none, and it was), when the run's schema, days or encoder
-    do not fit, ConfigError when a resumed run was started with another experiment, and TrainingError when the loss
-    stops being a number.
+    do not fit, ConfigError when a resumed run was started with another experiment, TrainingError when the loss stops
+    being a number, and TrainingStopped when SIGTERM asked to stop: then the newest checkpoint is of the last step.
     """
     asked = load_experiment(experiment) if isinstance(experiment, Path) else experiment
     if resume:
@@ -143,12 +151,21 @@ class _Window:
 
 
 def _fit(run: RunDirectory) -> FinishedRun:
+    """Train to the end, from the last checkpoint again as often as a skipped step asks for that."""
     began = time.perf_counter()
+    with stop_requests() as stop, writing(run.path):
+        while (finished := _attempt(run, stop, began)) is None:
+            # What is in memory may be as large as what is loaded next.
+            gc.collect()
+    return finished
+
+
+def _attempt(run: RunDirectory, stop: StopRequest, began: float) -> FinishedRun | None:
     settings = run.experiment.train
     torch.set_num_threads(choose_threads(settings.threads))
     use_fast_float32(choose_device(settings.device))
     keep_freed_memory()
-    training = Training(run)
+    training = Training(run, between_batches=stop.check)
     logger.info(
         "train start step=%d/%d rows=%d batches_per_epoch=%d threads=%d device=%s",
         training.step,
@@ -158,20 +175,28 @@ def _fit(run: RunDirectory) -> FinishedRun:
         torch.get_num_threads(),
         training.device.type,
     )
-    if training.step == 0:
-        # Validation rows that leave the metric undefined are told now, not when an epoch has been spent.
-        training.evaluate()
-    with closing(open_journal(run.metrics, run.tensorboard, start=training.step)) as journal:
-        for record in id_records(training.taken, step=training.step):
-            journal.append(record)
-        _loop(training, journal)
-        return _finished(training, journal, seconds=time.perf_counter() - began)
+    try:
+        if training.step == 0:
+            # Validation rows that leave the metric undefined are told now, not when an epoch has been spent.
+            training.evaluate()
+        with closing(open_journal(run.metrics, run.tensorboard, start=training.step)) as journal:
+            for record in id_records(training.taken, step=training.step):
+                journal.append(record)
+            _loop(training, journal, stop)
+            return _finished(training, journal, seconds=time.perf_counter() - began)
+    except RolledBack:
+        return None
+    except StopAskedFor:
+        training.save_unless_saved()
+        raise TrainingStopped(
+            f"{run.path}: stopped by SIGTERM after step {training.step}; go on with --resume"
+        ) from None
 
 
-def _loop(training: Training, journal: Journal | Silence) -> None:
-    """Steps, records, evaluations and checkpoints until the last step or until patience ends."""
+def _loop(training: Training, journal: Journal | Silence, stop: StopRequest) -> None:
+    """Steps, records, evaluations and checkpoints until the last step or until patience ends, or StopAskedFor."""
     settings = training.run.experiment.train
-    records = on_first(journal.validations)
+    records = _with_last_evaluation(training, journal)
     window = _Window()
     progress = progress_to(training.total_steps, start=training.step)
     with closing(training.feed.batches(training.position)) as batches, closing(progress):
@@ -179,10 +204,13 @@ def _loop(training: Training, journal: Journal | Silence) -> None:
             records, settings.patience
         ):
             rows = training.feed.rows(training.position)
-            window.add(training.advance(next(batches).batch), rows)
+            loss = training.advance(next(batches).batch)
+            if loss is not None:
+                window.add(loss, rows)
             evaluates = _evaluation_is_due(training)
             saves = evaluates or _is_multiple(training.step, settings.checkpoint_every)
-            if saves or training.step % settings.log_every == 0:
+            # Without a loss where every step since the last record was skipped.
+            if window.losses and (saves or training.step % settings.log_every == 0):
                 record = window.record(training)
                 journal.append(record)
                 progress.update(training.step, record["loss"], record["rows_per_second"])
@@ -193,6 +221,7 @@ def _loop(training: Training, journal: Journal | Silence) -> None:
                 training.save()
                 _mark_best(training, records)
                 window = _Window()
+            stop.check()
     if training.step < training.total_steps:
         logger.info(
             "train stopped step=%d/%d evaluations_without_a_better=%d (train.patience)",
@@ -200,6 +229,17 @@ def _loop(training: Training, journal: Journal | Silence) -> None:
             training.total_steps,
             settings.patience,
         )
+
+
+def _with_last_evaluation(training: Training, journal: Journal | Silence) -> list[Record]:
+    """The validation records, with that of the present step, whose evaluation may have been left for a stop."""
+    records = on_first(journal.validations)
+    evaluated = any(record["step"] == training.step for record in records)
+    if evaluated or training.step == 0 or not _evaluation_is_due(training):
+        return records
+    records = _evaluate(training, journal)
+    _mark_best(training, records)
+    return records
 
 
 def _evaluate(training: Training, journal: Journal | Silence) -> list[Record]:
@@ -230,6 +270,7 @@ def _finished(training: Training, journal: Journal | Silence, *, seconds: float)
         version,
         best["metric"],
         best["score"],
+        len(training.skipped.steps),
         best["entries"],
         seconds,
     )

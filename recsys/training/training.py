@@ -4,16 +4,16 @@ It is the same in one process as in many ranks (`recsys.ranks`): each rank takes
 losses and gradients are added up over ranks where they are made.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from recsys.batch import Batch
 from recsys.day_names import DayRange
-from recsys.days import Build, Days, open_days
-from recsys.errors import TrainingError
+from recsys.days import Build, Days, open_days, version_to_read
 from recsys.evaluation.checkup import watch_over
 from recsys.evaluation.evaluate import outcomes_of
 from recsys.evaluation.expert_statistics import ExpertWatch
@@ -39,20 +39,29 @@ from recsys.training.journal import Record
 from recsys.training.objective import Loss, build_objective
 from recsys.training.optim import Optimizer
 from recsys.training.selection import criterion_for, numbers_of
+from recsys.training.skipped import SkippedSteps, UnsoundStep
+from recsys.training.soundness import Soundness, require_finite
 from recsys.training.warm_start import warm_start
 
-_SHOWN_ROW_KEYS = 5
 # To watch a row costs about what it costs to train on it: one in so many keeps that under 1 %.
 _WATCHED_OF = 200
+
+
+class RolledBack(Exception):  # noqa: N818 - no error: the training goes on from its last checkpoint
+    """A skipped step has updated tables: what is in memory is not to be gone on with."""
 
 
 class Training:
     """A run in progress: model, optimizers, feed, and how far it is."""
 
-    def __init__(self, run: RunDirectory) -> None:
+    def __init__(
+        self, run: RunDirectory, *, between_batches: Callable[[], None] = lambda: None
+    ) -> None:
+        """An exception of `between_batches`, which all ranks call as often, ends an evaluation."""
         experiment = run.experiment
         settings = experiment.train
         self.run = run
+        self._between_batches = between_batches
         self.device = choose_device(settings.device)
         self.criterion = criterion_for(run.schema, settings.metric)
         found = on_first(lambda: read_progress(run))
@@ -87,7 +96,9 @@ class Training:
             config=experiment.optimizer,
             total_steps=self.total_steps,
         )
-        self.step, self.position = 0, START
+        self.soundness = Soundness(self.model, experiment.optimizer.embeddings)
+        self.skipped = SkippedSteps(run.skipped_steps, budget=settings.max_skipped_steps)
+        self.step, self.position, self._saved_step = 0, START, 0
         # Each rank's own rows need their own dropout.
         torch.manual_seed(settings.seed + rank())
         if found is None:
@@ -99,24 +110,46 @@ class Training:
             published, progress = found
             restore(published, self.model, self.optimizer.dense, self.balance, self.averages)
             self.step, self.position = progress.step, progress.position
+            self._saved_step = self.step
         self.model.train()
 
-    def advance(self, batch: Batch) -> Loss:
-        """One step: forward, loss, backward with the tables' update in it, dense update. Raises TrainingError."""
-        on_device = batch.to(self.device)
-        self.optimizer.before_backward(self.step)
-        repeat = self.forward.repeat(on_device)
-        loss = self.backward(on_device, self.step)
-        norm = self.optimizer.after_backward(self.step)
-        # One look at the device a step: a sum is finite only if both terms are.
-        if not torch.isfinite(loss.total.detach() + norm):
-            row_keys = _first_row_keys(batch)
-            raise TrainingError(on_first(lambda: self._diverged(loss, norm, row_keys)))
-        self.balance.after_step(loss, self.step, repeat)
+    def advance(self, batch: Batch) -> Loss | None:
+        """One step: forward, loss, backward with the tables' update in it, dense update; None if it was skipped.
+
+        A step is skipped, without a trace, when its loss or its gradient is not finite. Raises RolledBack when it has
+        left one, and TrainingError when too many were skipped.
+        """
+        loss = None if self.step in self.skipped.steps else self._learn(batch)
         self.averages.after_step(self.step)
         self.step += 1
         self.position = self.feed.after(self.position)
         return loss
+
+    def _learn(self, batch: Batch) -> Loss | None:
+        on_device = batch.to(self.device)
+        self.soundness.begin()
+        self.optimizer.before_backward(self.step)
+        repeat = self.forward.repeat(on_device)
+        loss = self.backward(on_device, self.step)
+        norm = self.optimizer.dense.gradient_norm()
+        if not self.soundness.is_sound(loss.total, norm):
+            self._skip(loss, norm, batch)
+            return None
+        self.optimizer.after_backward(self.step, norm)
+        self.balance.after_step(loss, self.step, repeat)
+        return loss
+
+    def _skip(self, loss: Loss, norm: Tensor, batch: Batch) -> None:
+        """Note a step that is not sound, and undo it. Raises RolledBack when that needs a checkpoint."""
+        losses = zip(self.run.schema.task_names, loss.by_task_T.tolist(), strict=True)
+        found = UnsoundStep(
+            self.step, self.position, dict(losses), float(norm), _row_keys_of_all(batch)
+        )
+        self.skipped.add(found)
+        if self.soundness.tables_are_touched():
+            raise RolledBack
+        self.optimizer.dense.drop_gradients()
+        self.soundness.undo()
 
     def evaluate(self) -> Record:
         """The validation record of the present model, the same on every rank."""
@@ -130,6 +163,7 @@ class Training:
                 self.model,
                 self.validation_days,
                 batch_size=self.run.experiment.evaluation.batch_size,
+                between_batches=self._between_batches,
             )
         watch.add_up_ranks()
         return on_first(lambda: self._record(outcomes, watch))
@@ -147,12 +181,20 @@ class Training:
         }
 
     def save(self) -> None:
+        """Write a checkpoint. Raises TrainingError where a number in it would not be finite."""
+        require_finite(self.run, self.model, self.optimizer.dense.state(), step=self.step)
         progress = Progress(
             self.step, self.position, self.train_days.builds, self.validation_days.builds
         )
         save_checkpoint(
             self.run, self.model, self.optimizer.dense, self.balance, self.averages, progress
         )
+        self._saved_step = self.step
+
+    def save_unless_saved(self) -> None:
+        """Write a checkpoint of the present step if there is none; a run begins without."""
+        if self.step != self._saved_step:
+            self.save()
 
     @property
     def _rows_between_evaluations(self) -> int:
@@ -162,9 +204,12 @@ class Training:
     def _days(self, pinned: Progress | None) -> tuple[Days, Days]:
         """The days to train on and those to validate on: the pinned builds, or the present ones."""
         data = self.run.experiment.data
-        names, versions = _asked(data.train, pinned.train if pinned else None)
+        source = data.stream or data.directory
+        names, versions = _asked(source, data.train, pinned.train if pinned else None)
         train = open_training_days(self.run, names, versions)
-        names, versions = _asked(data.validation, pinned.validation if pinned else None)
+        names, versions = _asked(
+            data.directory, data.validation, pinned.validation if pinned else None
+        )
         return train, open_days(
             data.directory,
             names,
@@ -173,24 +218,14 @@ class Training:
             labels_digest=train.labels_digest,
         )
 
-    def _diverged(self, loss: Loss, norm: Tensor, row_keys: Sequence[int]) -> str:
-        values = zip(self.run.schema.task_names, loss.by_task_T.tolist(), strict=True)
-        by_task = ", ".join(f"{task} {value:.4g}" for task, value in values)
-        rows, keys = self.feed.rows(self.position), ", ".join(map(str, row_keys))
-        return (
-            f"step {self.step}: the loss or its gradient is not finite (loss by task: {by_task}; gradient norm "
-            f"{float(norm):.4g}; {rows} rows, the first with row keys {keys}); lower the learning rates, clip "
-            f"gradients, or check these rows; checkpoints under {self.run.checkpoints} are from before"
-        )
-
 
 def _asked(
-    days: DayRange | Sequence[str], builds: Sequence[Build] | None
+    directory: Path, days: DayRange | Sequence[str], builds: Sequence[Build] | None
 ) -> tuple[DayRange | Sequence[str], dict[str, str] | None]:
     """Days and their versions: a range means the days that were there when the run began."""
     if builds is None:
         return days, None
-    versions = {build.day: build.version for build in builds}
+    versions = {build.day: version_to_read(directory, build) for build in builds}
     return tuple(versions), versions
 
 
@@ -207,7 +242,7 @@ def _model(run: RunDirectory, device: torch.device) -> RankingModel:
     return sharded_model(run, device)
 
 
-def _first_row_keys(batch: Batch) -> list[int]:
-    """Keys of a batch's first rows, on the first rank, in the order in which ranks took the rows in turns."""
-    turns = zip_longest(*to_first(batch.row_key_B[:_SHOWN_ROW_KEYS].tolist()))
-    return [key for turn in turns for key in turn if key is not None][:_SHOWN_ROW_KEYS]
+def _row_keys_of_all(batch: Batch) -> tuple[int, ...]:
+    """The keys of a step's rows, of all ranks on each, in the order in which they took them in turns."""
+    turns = zip_longest(*to_first(batch.row_key_B.tolist()))
+    return on_first(lambda: tuple(key for turn in turns for key in turn if key is not None))

@@ -135,7 +135,7 @@ def test_a_loss_that_is_no_number_stops_the_training(tmp_path: Path) -> None:
     )
     for kind in ("cagrad", "config", "famo"):
         with pytest.raises(TrainingError, match=r"(?s)step 0.*watch (inf|nan).*row keys \d+"):
-            train(experiment_of(data, balanced(kind)), tmp_path / kind)
+            train(experiment_of(data, balanced(kind), "train.max_skipped_steps=0"), tmp_path / kind)
 
 
 def test_a_model_that_shares_nothing_is_told(data: SmallData, tmp_path: Path) -> None:

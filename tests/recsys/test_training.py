@@ -396,7 +396,7 @@ def test_a_loss_that_is_no_number_names_step_task_and_rows(tmp_path: Path) -> No
         "2026-01-01", encoded.set_column(position, encoded.schema.field(position), [label])
     )
     with pytest.raises(TrainingError, match=r"(?s)step 0.*watch (inf|nan).*row keys \d+"):
-        train(experiment_of(data), tmp_path / "run")
+        train(experiment_of(data, "train.max_skipped_steps=0"), tmp_path / "run")
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(

@@ -22,9 +22,11 @@ from recsys.export import export
 from recsys.publish import resolve
 from recsys.training.distributed.launcher import launch
 from recsys.training.trainer import train
+from tests.recsys.test_skipped_steps import AT_THE_GATE, BEHIND_IT, Cells, data_with, listed
 from tests.recsys.test_workers import (
     BATCHES,
     CASES,
+    EXPERIMENT,
     ROOT,
     Trained,
     assert_close,
@@ -180,6 +182,7 @@ def test_workers_compute_in_bf16_as_one_process_does(trained: Trained) -> None:
 @pytest.mark.slow
 def test_a_mistake_that_every_worker_meets_is_told_once(trained: Trained) -> None:
     rates = ("--set", "optimizer.dense_lr=1e30", "--set", "optimizer.clip_norm=1e30")
+    rates += ("--set", "train.max_skipped_steps=0")
     with started(trained.folder, "diverged", *rates) as process:
         (sentence,) = told(process)
     assert process.returncode == 2
@@ -229,6 +232,52 @@ def test_ctrl_c_ends_all_with_the_way_to_go_on(trained: Trained) -> None:
     assert process.returncode == 130
     assert "stopped holds its newest checkpoint; go on with: recsys train" in sentence
     assert sentence.endswith("--set train.epochs=5000 --workers 2 --resume")
+
+
+@pytest.mark.slow
+def test_sigterm_ends_all_after_the_same_step(trained: Trained) -> None:
+    options = ("--set", "train.checkpoint_every=1000", "--set", "train.evaluate_every=2")
+    options += ("--set", "train.epochs=5000", "--set", "train.patience=5000")
+    run = trained.folder / "asked"
+    with started(trained.folder, "asked", *options) as process:
+        workers = workers_at_work(process, run)
+        process.terminate()
+        (sentence,) = told(process)
+        assert not any(item.is_running() for item in workers)
+    assert process.returncode == 143
+    assert sentence.startswith(f"recsys: stopped by SIGTERM; {run} holds its newest checkpoint; go")
+    assert sentence.endswith("--set train.patience=5000 --workers 2 --resume")
+    assert not list((run / "checkpoints").glob(".draft-*"))
+
+
+@pytest.mark.slow
+def test_one_worker_that_is_asked_to_stop_stops_all(trained: Trained) -> None:
+    with started(trained.folder, "asked-one", "--set", "train.epochs=5000") as process:
+        workers = workers_at_work(process, trained.folder / "asked-one")
+        workers[1].terminate()
+        (sentence,) = told(process)
+    assert process.returncode == 143
+    assert sentence.startswith("recsys: stopped by SIGTERM; ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cells", [AT_THE_GATE, BEHIND_IT], ids=["at the gate", "behind it"])
+def test_workers_skip_the_steps_that_one_process_skips(
+    tmp_path_factory: pytest.TempPathFactory, cells: Cells
+) -> None:
+    folder = tmp_path_factory.mktemp("skipping")
+    data_with(cells, folder)
+    (folder / "experiment.toml").write_text(EXPERIMENT, encoding="utf-8")
+    start(folder, {"mmoe": CASES["mmoe"]})
+    found = Trained(folder)
+    alone = found.alone("mmoe")
+    skipped = [
+        [(line["step"], line["row_keys"]) for line in listed(run)]
+        for run in (folder / "mmoe", alone)
+    ]
+    assert skipped[0] == skipped[1]
+    assert len(skipped[0]) == 2
+    assert_close(state_of(folder / "mmoe"), state_of(alone), 1e-5)
 
 
 def workers_at_work(process: subprocess.Popen[str], run: Path) -> list[psutil.Process]:

@@ -13,6 +13,8 @@ from recsys.training.distributed.restarts import WorkerLost, with_restarts
 from recsys.training.distributed.workers import is_worker
 
 _RUN_ID = "recsys-workers-"
+# How long workers that were asked to stop may take for a step and a checkpoint.
+_GRACE_SECONDS = 600
 # What the agent would say of a worker's end is told here.
 _AGENT_LOGGERS = ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api")
 
@@ -68,6 +70,7 @@ def _run(arguments: Sequence[str], workers: int) -> None:
             local_addr="localhost",
             max_restarts=0,
             logs_specs=DefaultLogsSpecs(log_dir=logs),
+            shutdown_timeout=_GRACE_SECONDS,
         )
         try:
             elastic_launch(config, sys.executable)("-m", "recsys", *arguments)

@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 
-from recsys.errors import ConfigError
+from recsys.errors import ConfigError, TrainingStopped
 from recsys.ranks import OtherRankFailed, is_first, ranks_here, wait_for_all
 from recsys.training.distributed.restarts import WorkerLost
 
@@ -106,6 +106,9 @@ def backend(gpus: int) -> str:
 
 def _wait_unless_telling(store: "Store", error: BaseException) -> None:
     """Return on the rank that is the first with an error of its own. The others wait to be ended, or end."""
+    if isinstance(error, TrainingStopped):
+        _leave_after_the_first()
+        return
     lost = _is_lost_contact(error)
     if not (lost or isinstance(error, OtherRankFailed)) and _is_first_to_tell(store):
         return
@@ -119,6 +122,15 @@ def _wait_unless_telling(store: "Store", error: BaseException) -> None:
             "another worker has ended without a word; see its machine's log, then go on with --resume"
         ) from error
     os._exit(1)
+
+
+def _leave_after_the_first() -> None:
+    """Return on the first rank, which tells that all have stopped; end the others once it has gone."""
+    if is_first():
+        return
+    with suppress(RuntimeError):
+        wait_for_all()
+    os._exit(TrainingStopped.EXIT_CODE)
 
 
 def _is_first_to_tell(store: "Store") -> bool:
