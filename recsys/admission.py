@@ -30,15 +30,14 @@ from recsys.schema_rules import table_readers
 _COUNTED_PER_ROW = 2
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Taken:
     """What one update did to a table's id map.
 
     `ids` counts the day's ids, missing ones left out, and `unknown` those of them that have no row after it. `kept`,
     `new` and `evicted` are distinct ids that had a row before and have it still, have one now, and lost it. `waiting`
     are counted without a row; `dropped` lost their count for want of room. `collisions` is how many pairs of the
-    distinct ids known now are expected to share a hash (`expected_collisions`). `reused_S` are the rows of the
-    evicted, each another id's now.
+    distinct ids known now are expected to share a hash (`expected_collisions`).
     """
 
     table: str
@@ -51,7 +50,6 @@ class Taken:
     waiting: int
     dropped: int
     collisions: float
-    reused_S: Int64Array
 
     @property
     def counts(self) -> dict[str, float]:
@@ -111,8 +109,7 @@ class Update:
         self._row_E[asking[: len(free)]] = free
         asking = asking[len(free) :]
         evicted = holders[: self._stronger(asking, holders)]
-        reused_S = self._row_E[evicted]
-        self._row_E[asking[: len(evicted)]] = reused_S
+        self._row_E[asking[: len(evicted)]] = self._row_E[evicted]
         self._forget(evicted)
         after = IdMap(
             self._hash_E, self._row_E, self._count_E, self._seen_E, updates=self._now, last_day=day
@@ -129,7 +126,6 @@ class Update:
             waiting=int((~has_row_E).sum()),
             dropped=self._dropped,
             collisions=expected_collisions(len(after), family=family),
-            reused_S=reused_S,
         )
 
     def _stronger(self, asking: Int64Array, holders: Int64Array) -> int:

@@ -3,6 +3,7 @@
 A range means the days in it that are published; a name means exactly that day or split.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -12,6 +13,8 @@ from typing import Annotated, Any
 from pydantic import PlainSerializer, PlainValidator
 
 from recsys.errors import ConfigError
+
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,11 @@ class DayRange:
         """Every day of the range, published or not."""
         count = (self.last - self.first).days + 1
         return tuple(str(self.first + timedelta(days=n)) for n in range(count))
+
+
+def is_date(name: str) -> bool:
+    """Whether a name is a date's. Other names are splits, which have no order."""
+    return _DATE.fullmatch(name) is not None
 
 
 def parse_day_names(value: Any) -> DayRange | tuple[str, ...]:

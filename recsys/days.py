@@ -1,7 +1,6 @@
 """Published days: which builds are read, whether they fit the encoder, and their rows by row group."""
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recsys.day_names import DayRange
+from recsys.day_names import DayRange, is_date
 from recsys.encode import Encoder
 from recsys.errors import ArtifactError, DataError, nearest
 from recsys.idmap import IdMap, table_rows
@@ -24,7 +23,6 @@ logger = logging.getLogger(__name__)
 
 # What Arrow raises for a damaged file: names of columns, too, may be other ones, or no text at all.
 _UNREADABLE = (OSError, ValueError, KeyError, pa.ArrowException)
-_DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
 @dataclass(frozen=True)
@@ -266,7 +264,7 @@ def _require_published(directory: Path, name: str) -> None:
 
 def _published_in(directory: Path, days: DayRange) -> tuple[str, ...]:
     """The published days of a range. A log may lack a day in between, but what it lacks at an end was hardly meant."""
-    published = [name for name in _published(directory) if _DAY.fullmatch(name)]
+    published = [name for name in _published(directory) if is_date(name)]
     if not published:
         raise ArtifactError(
             f"{directory}: no day is published, so there is none from {days}; build the days, "

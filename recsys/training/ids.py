@@ -7,32 +7,26 @@ the days, whatever the order in which rows are shuffled, however many ranks shar
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from recsys.admission import Taken
 from recsys.days import Days
 from recsys.id_days import take_in
-from recsys.idmap import ID_MAPS, IdMap, Int64Array, empty_id_maps, read_id_maps
+from recsys.idmap import ID_MAPS, IdMap, empty_id_maps, read_id_maps
 from recsys.publish import Published
+from recsys.run import RunDirectory
 from recsys.training.journal import Record
+from recsys.training.warm_start import parent_id_maps
 
 
 def id_maps_of(
-    days: Days, checkpoint: Published | None
+    run: RunDirectory, days: Days, checkpoint: Published | None
 ) -> tuple[Mapping[str, IdMap], tuple[Taken, ...]]:
-    """The maps of a checkpoint or, without one, those after the training days and what each day did to them."""
+    """The maps of a checkpoint or, without one, those after the training days and what each day did to them.
+
+    They begin with those of the run's parent. Raises ArtifactError when that is gone or damaged.
+    """
     if checkpoint is not None:
         return read_id_maps(checkpoint.path / ID_MAPS, days.schema), ()
-    return take_in(days, empty_id_maps(days.schema))
-
-
-def reused_rows(taken: Sequence[Taken]) -> dict[str, Int64Array]:
-    """The rows, by table, that lost an id to another in some of these updates: for `Embeddings.reinitialise`."""
-    tables = dict.fromkeys(item.table for item in taken)
-    return {
-        table: np.unique(np.concatenate([item.reused_S for item in taken if item.table == table]))
-        for table in tables
-    }
+    return take_in(days, empty_id_maps(days.schema) | parent_id_maps(run))
 
 
 def id_records(taken: Sequence[Taken], *, step: int) -> list[Record]:

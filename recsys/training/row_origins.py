@@ -1,14 +1,14 @@
 """Which row of a new table comes from which row of an old one.
 
 Ids decide, not places: a fitted value keeps its vector wherever the new vocabulary puts it. Tables whose ids are
-hashed keep their rows where both hash alike. This is the seam for other kinds of ids: whoever knows what id each row
-stands for gives `by_ids` both lists.
+hashed keep their rows where both hash alike, and unbounded ones go by their id maps.
 
 Axes: **R** rows of the new table, **O** rows of the old one.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from recsys.encode import Encoder
+from recsys.idmap import IdMap
 from recsys.layout import slots
 from recsys.schema import (
     RESERVED_ROWS,
@@ -60,17 +61,30 @@ class Fresh:
     reason: str
 
 
-def row_origins(old: Encoder, new: Encoder) -> dict[str, Origin | Fresh]:
-    """Where the rows of each table of the new encoder's schema come from."""
+def row_origins(
+    old: Encoder,
+    new: Encoder,
+    *,
+    old_maps: Mapping[str, IdMap] = MappingProxyType({}),
+    new_maps: Mapping[str, IdMap] = MappingProxyType({}),
+) -> dict[str, Origin | Fresh]:
+    """Where the rows of each table of the new encoder's schema come from. Unbounded tables need both id maps."""
     theirs = {slot.table for slot in slots(old.schema)}
+
+    def origin(name: str) -> Origin | Fresh:
+        found = row_origin(name, old, new)
+        if isinstance(found, Fresh) or name not in new_maps:
+            return found
+        return by_maps(old_maps[name], new_maps[name], rows=new.schema.tables[name].rows)
+
     return {
-        name: row_origin(name, old, new) if name in theirs else Fresh("a new table")
+        name: origin(name) if name in theirs else Fresh("a new table")
         for name in dict.fromkeys(slot.table for slot in slots(new.schema))
     }
 
 
 def row_origin(table: str, old: Encoder, new: Encoder) -> Origin | Fresh:
-    """Where the rows of a table that both schemas have come from."""
+    """Where the rows of a table that both schemas have come from; of an unbounded one, whether they may be kept."""
     was, now = old.schema.all_tables[table], new.schema.all_tables[table]
     if was.dim != now.dim:
         return Fresh(f"dim {now.dim}, was {was.dim}")
@@ -82,7 +96,7 @@ def row_origin(table: str, old: Encoder, new: Encoder) -> Origin | Fresh:
     if table in new.vocabularies:
         old_values, new_values = (item.vocabularies[table].values for item in (old, new))
         return by_ids(old_values, new_values, rows=now.rows)
-    if was.rows != now.rows:
+    if was.rows != now.rows and table not in new.schema.unbounded:
         return Fresh(f"{now.rows} rows, was {was.rows}")
     if was.seed != now.seed:
         return Fresh(f"seed {now.seed}, was {was.seed}")
@@ -103,12 +117,33 @@ def by_ids(old_values: pa.Array, new_values: pa.Array, *, rows: int) -> Origin:
     return Origin(old_R, kept, len(new_values) - kept, len(old_values) - kept)
 
 
+def hash_alike(table: str, old: Encoder, new: Encoder) -> bool:
+    """Whether an id of an unbounded table has the hash that it had."""
+    if table not in old.schema.unbounded or table not in new.schema.unbounded:
+        return False
+    was, now = old.schema.tables[table], new.schema.tables[table]
+    return was.seed == now.seed and _ids(table, old) == _ids(table, new)
+
+
+def by_maps(old: IdMap, new: IdMap, *, rows: int) -> Origin:
+    """Origins where id maps say which id has which row. An evicted id's row is fresh for the id that has it now."""
+    given = new.admitted
+    old_E = old.rows(given.hash_E)
+    known_E = old_E != UNKNOWN_ROW
+    old_R = np.full(rows, NONE, np.int64)
+    old_R[:RESERVED_ROWS] = np.arange(RESERVED_ROWS)
+    old_R[given.row_E[known_E]] = old_E[known_E]
+    kept = int(known_E.sum())
+    return Origin(old_R, kept, len(given) - kept, len(old.admitted) - kept)
+
+
 def _ids(table: str, encoder: Encoder) -> str:
     """How ids become rows, and of which type: text and numbers that look alike have other rows."""
     if table not in encoder.schema.tables:
         return "numbered rows"
     family = next(found for name, _, found in table_readers(encoder.schema) if name == table)
-    way = "a vocabulary" if table in encoder.vocabularies else "hashes"
+    ways = {"vocabulary": "a vocabulary", "hash": "hashes", "unbounded": "an id map"}
+    way = ways[encoder.schema.tables[table].id_kind]
     return f"{way} of ids that a feature makes" if family == "hashed" else f"{way} of {family} ids"
 
 

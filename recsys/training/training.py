@@ -68,7 +68,7 @@ class Training:
         pinned = found[1] if found is not None else None
         train, validation = on_first(lambda: self._days(pinned))
         checkpoint = found[0] if found is not None else None
-        id_maps, self.taken = on_first(lambda: id_maps_of(train, checkpoint))
+        id_maps, self.taken = on_first(lambda: id_maps_of(run, train, checkpoint))
         self.train_days = train.with_id_maps(id_maps)
         self.validation_days = validation.with_id_maps(id_maps)
         self.feed = training_feed(self.train_days, experiment)

@@ -16,6 +16,7 @@ import torch
 
 from recsys.errors import ArtifactError, ConfigError
 from recsys.experiment import Experiment
+from recsys.idmap import ID_MAPS, IdMap, read_id_maps
 from recsys.models import RankingModel
 from recsys.models.embeddings.lookup import table_specs
 from recsys.models.embeddings.tables import Part
@@ -28,7 +29,7 @@ from recsys.tensor_files import StoredTensor, row_blocks
 from recsys.training.checkpoint import StoredTraining, stored_training
 from recsys.training.kept_parameters import Asked, kept_parameters
 from recsys.training.optim import DenseOptimizer
-from recsys.training.row_origins import NONE, Fresh, Origin, row_origins
+from recsys.training.row_origins import NONE, Fresh, Origin, hash_alike, row_origins
 from recsys.training.warm_start_report import WarmStart
 
 logger = logging.getLogger(__name__)
@@ -53,6 +54,23 @@ def choose_parent(path: Path) -> Parent:
     return Parent(run, published.version, published.digest, int(published.metadata["step"]))
 
 
+def parent_id_maps(run: RunDirectory) -> dict[str, IdMap]:
+    """The id maps of the run's parent, if it has one, that it can go on with: same hashes, and no fewer rows.
+
+    Raises ArtifactError when the parent is gone or damaged.
+    """
+    if run.parent is None or not run.schema.unbounded:
+        return {}
+    old = open_run(run.parent.run)
+    found = read_id_maps(resolve_checkpoint(old, run.parent.checkpoint).path / ID_MAPS, old.schema)
+    return {
+        name: item
+        for name, item in found.items()
+        if hash_alike(name, old.encoder, run.encoder)
+        and old.schema.tables[name].rows <= run.schema.tables[name].rows
+    }
+
+
 def warm_start(run: RunDirectory, model: RankingModel, optimizer: DenseOptimizer) -> None:
     """Fill a fresh model and optimizer with what they keep of the run's parent, if it has one; write what that was.
 
@@ -63,11 +81,17 @@ def warm_start(run: RunDirectory, model: RankingModel, optimizer: DenseOptimizer
     if parent is None:
         return
     old = open_run(parent.run)
-    stored = stored_training(on_first(lambda: resolve_checkpoint(old, parent.checkpoint)))
+    published = on_first(lambda: resolve_checkpoint(old, parent.checkpoint))
+    stored = stored_training(published)
     asked = [Asked(item.experiment, item.schema) for item in (old, run)]
     report = WarmStart(
         parent,
-        row_origins(old.encoder, run.encoder),
+        row_origins(
+            old.encoder,
+            run.encoder,
+            old_maps=read_id_maps(published.path / ID_MAPS, old.schema),
+            new_maps=model.embeddings.id_maps,
+        ),
         state_anew=_state_anew(old.experiment, run.experiment),
         dense=kept_parameters(model.program, stored.program, old=asked[0], new=asked[1]),
         old_tables=tuple(spec.name for spec in table_specs(old.schema)),

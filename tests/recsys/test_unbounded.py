@@ -25,21 +25,13 @@ from recsys.fitting import fit
 from recsys.hashing import hash_ids
 from recsys.id_days import take_in
 from recsys.idmap import ID_MAPS, IdMap, empty_id_maps, table_rows
-from recsys.models import ModelConfig, build_model
-from recsys.models.embeddings.tables import (
-    EmbeddingsConfig,
-    Part,
-    TableSpec,
-    initialise,
-    reinitialise,
-)
-from recsys.models.embeddings.updates import QUANTITIES
-from recsys.run import load_run, new_model, open_run
+from recsys.run import create_run, load_run, new_model, open_run
 from recsys.schema import Schema
-from recsys.training.ids import reused_rows
+from recsys.tensor_files import read_tensors
 from recsys.training.journal import read_records
 from recsys.training.trainer import train
 from recsys.training.training import Training
+from recsys.training.warm_start import choose_parent
 from tests.recsys.small_data import SCHEMA_TOML, SmallData, raw_rows
 
 DAYS = {"2026-01-01": 300, "2026-01-02": 250, "2026-01-03": 200}
@@ -281,80 +273,82 @@ def test_later_days_go_into_the_map_that_is_there(data: SmallData) -> None:
         assert columns_of(found[name]) == columns_of(at_once[name])
 
 
-def test_rows_of_evicted_ids_begin_anew_with_their_optimizer_state(
-    data: SmallData, run: Path
-) -> None:
-    trained, fresh = load_run(run).model.embeddings, new_model(open_run(run), "cpu").embeddings
-    days = open_days(data.directory, ["2026-01-03"], encoder=data.encoder)
-    _, taken = take_in(days, trained.id_maps)
-    reused = reused_rows(taken)["item"]
-    assert len(reused)
-    before = {name: weights.clone() for name, weights in trained.table_weights().items()}
-    trained.optimizer_state()["item"].fill_(7.0)
-
-    trained.reinitialise({"item": reused})
-
-    others = np.setdiff1d(np.arange(62), reused)
-    weights, sums = trained.table_weights()["item"], trained.optimizer_state()["item"]
-    assert torch.equal(weights[reused], fresh.table_weights()["item"][reused])
-    assert torch.equal(weights[others], before["item"][others])
-    assert torch.equal(trained.table_weights()["user"], before["user"])
-    assert torch.equal(sums[reused], torch.full((len(reused),), 0.1))
-    assert torch.equal(sums[others], torch.full((len(others),), 7.0))
-
-
 @pytest.mark.parametrize("backend", ["plain", "torchrec"])
-def test_every_backend_begins_rows_anew(backend: str, data: SmallData) -> None:
-    config = ModelConfig.parse({"embeddings": {"backend": backend}}, where="tests")
-    embeddings = build_model(data.schema, config, seed=0).embeddings
-    first = {name: weights.clone() for name, weights in embeddings.table_weights().items()}
-    for part in embeddings.tables.parts():
-        part.weight_RK.fill_(9.0)
-        part.state["sum"].fill_(9.0)
-
-    embeddings.reinitialise({"item": np.array([2, 61]), "tag": np.array([], np.int64)})
-
-    found, sums = embeddings.table_weights()["item"], embeddings.optimizer_state()["item"]
-    assert torch.equal(found[[2, 61]], first["item"][[2, 61]])
-    assert torch.equal(found[3:61], torch.full_like(found[3:61], 9.0))
-    assert sums.nonzero().flatten().tolist() == [0, 1, *range(3, 61)]
-    assert embeddings.table_weights()["tag"].eq(9.0).all()
-
-
-def test_each_part_of_a_table_begins_anew_where_it_holds_the_row() -> None:
-    spec = TableSpec("item", rows=10, dim=8, streams=("item",), ragged=False)
-    config = EmbeddingsConfig(initial_accumulator=0.5)
-    whole = Part("item", torch.zeros(10, 8), {})
-    initialise([whole], [spec], config, seed=3)
-    quantities = (*QUANTITIES["rowwise_adagrad"], *QUANTITIES["adam"])
-
-    def part(rows: int, columns: int, *first: int) -> Part:
-        state = {item.name: torch.full(item.shape(rows, columns), 9.0) for item in quantities}
-        return Part("item", torch.full((rows, columns), 9.0), state, *first)
-
-    # Rows 0 to 3 and 4 to 9, the latter in two halves of their columns.
-    parts = [part(4, 8), part(6, 4, 4, 0), part(6, 4, 4, 4)]
-
-    reinitialise(
-        parts,
-        {"item": np.array([2, 5, 9])},
-        specs=[spec],
-        quantities=quantities,
-        config=config,
-        seed=3,
+def test_a_warm_start_goes_on_with_the_map_and_begins_evicted_rows_anew(
+    backend: str, data: SmallData, run: Path, tmp_path: Path
+) -> None:
+    parent = load_run(run)
+    # The days of the parent are not counted again.
+    overrides = (
+        'data.train=["2026-01-02", "2026-01-03"]',
+        "data.validation=2026-01-01",
+        "data.test=2026-01-01",
+        f"model.embeddings.backend={backend}",
     )
+    create_run(tmp_path / "next", experiment_of(data, *overrides), parent=choose_parent(run))
 
-    found_RK = torch.cat([parts[0].weight_RK, torch.cat([p.weight_RK for p in parts[1:]], dim=1)])
-    expected_RK = torch.full((10, 8), 9.0)
-    expected_RK[[2, 5, 9]] = whole.weight_RK[[2, 5, 9]]
-    assert torch.equal(found_RK, expected_RK)
-    for held in parts:
-        own = [row in (2, 5, 9) for row in range(held.rows.start, held.rows.stop)]
-        assert held.state["sum"].tolist() == [0.5 if mine else 9.0 for mine in own]
-        for name in ("mean", "square"):
-            assert held.state[name].eq(0.0).all(dim=1).tolist() == own
-        # A number for the whole table.
-        assert held.state["steps"].tolist() == [9.0]
+    going_on = Training(open_run(tmp_path / "next"))
+
+    newest = open_days(data.directory, ["2026-01-03"], encoder=data.encoder)
+    expected_maps, taken = take_in(newest, parent.id_maps)
+    assert going_on.taken == taken
+    embeddings, before = going_on.model.embeddings, parent.model.embeddings
+    fresh = new_model(open_run(tmp_path / "next"), "cpu").embeddings
+    begun = read_tensors(parent.checkpoint.path / "table_optimizer.safetensors")
+    for name in ("user", "item"):
+        old, new = parent.id_maps[name].admitted, embeddings.id_maps[name].admitted
+        assert columns_of(embeddings.id_maps[name]) == columns_of(expected_maps[name])
+        kept = np.isin(new.hash_E, old.hash_E)
+        rows = np.concatenate([[0, 1], new.row_E[kept]])
+        assert np.array_equal(new.row_E[kept], old.row_E[np.isin(old.hash_E, new.hash_E)])
+        others = np.setdiff1d(np.arange(len(fresh.table_weights()[name])), rows)
+        weights, sums = embeddings.table_weights()[name], embeddings.optimizer_state()[name]
+        assert torch.equal(weights[rows], before.table_weights()[name][rows])
+        assert torch.equal(weights[others], fresh.table_weights()[name][others])
+        assert torch.equal(sums[rows], begun[name][rows])
+        assert torch.equal(sums[others], torch.full((len(others),), 0.1))
+    report = json.loads((tmp_path / "next" / "warm_start.json").read_text())["tables"]
+    (of_items,) = [item for item in taken if item.table == "item"]
+    assert of_items.evicted
+    assert report["item"] == {
+        "kept": of_items.kept, "new": of_items.new, "evicted": of_items.evicted, "anew": None,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("rows", "goes_on"), [(80, True), (40, False)])
+def test_a_table_with_other_rows_keeps_the_ids_that_it_has_room_for(
+    rows: int, goes_on: bool, data: SmallData, run: Path, tmp_path: Path
+) -> None:
+    item = TABLES["item = { rows = 128, dim = 4 }"]
+    resized = schema_toml().replace(item, item.replace("62", str(rows)))
+    (tmp_path / "schema.toml").write_text(resized, encoding="utf-8")
+    settings = f'[data]\ndirectory = "{data.directory}"\nencoder = "encoder"\n'
+    text = EXPERIMENT.replace("[data]\n", settings, 1)
+    (tmp_path / "experiment.toml").write_text(text, encoding="utf-8")
+    schema = Schema.parse(tomllib.loads(resized), where="schema.toml")
+    fit(schema, [raw_rows(300, seed=0)]).save(tmp_path / "encoder")
+    experiment = load_experiment(
+        tmp_path / "experiment.toml",
+        overrides=("data.train=2026-01-03", "data.validation=2026-01-02", "data.test=2026-01-02"),
+    )
+    create_run(tmp_path / "next", experiment, parent=choose_parent(run))
+
+    found = Training(open_run(tmp_path / "next")).model.embeddings
+
+    parent = load_run(run)
+    old, new = parent.id_maps["item"].admitted, found.id_maps["item"].admitted
+    assert (found.id_maps["item"].updates == parent.id_maps["item"].updates + 1) is goes_on
+    place = dict(zip(old.hash_E.tolist(), old.row_E.tolist(), strict=True))
+    common = [
+        (row, place[hash])
+        for hash, row in zip(new.hash_E.tolist(), new.row_E.tolist(), strict=True)
+        if hash in place
+    ]
+    assert common
+    now, was = (list(numbers) for numbers in zip(*common, strict=True))
+    assert torch.equal(
+        found.table_weights()["item"][now], parent.model.embeddings.table_weights()["item"][was]
+    )
 
 
 @pytest.mark.slow

@@ -10,14 +10,11 @@ Axes: **F** sparse slots, **B** rows, **N** ids, **M** bags, **K** embedding wid
 import importlib.util
 import logging
 from collections.abc import Mapping, Sequence
-from functools import partial
 from math import prod
 from typing import Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from recsys.batch import Batch
@@ -33,7 +30,6 @@ from recsys.models.embeddings.tables import (
     Readable,
     Tables,
     TableSpec,
-    reinitialise,
 )
 from recsys.models.embeddings.updates import FUSED, QUANTITIES, TableOptimizer
 from recsys.models.inputs import Blocks
@@ -73,9 +69,6 @@ class Embeddings(nn.Module):
             optimizer=optimizer,
             seed=seed,
             device=tables_device or device,
-        )
-        self._begin_again = partial(
-            reinitialise, specs=self.specs, quantities=self.quantities, config=config, seed=seed
         )
         self._names = tuple(slot.name for slot in self.slots)
         self._tokens_of = _token_positions(self.slots)
@@ -145,13 +138,6 @@ class Embeddings(nn.Module):
     @property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         return {spec.name: (spec.rows, spec.dim) for spec in self.specs}
-
-    def reinitialise(self, rows: Mapping[str, NDArray[np.int64]]) -> None:
-        """Give rows of tables and their optimizer's state what they began with, in whatever part is held here.
-
-        For rows whose id was evicted (`Taken.reused_S`): a new one must not begin with what another has learned.
-        """
-        self._begin_again(self.tables.parts(), rows)
 
     def _whole_tables(self) -> list[Part]:
         assert world_size() == 1, "a rank holds parts of the tables"

@@ -10,9 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
@@ -93,10 +91,6 @@ class Part:
         }
         return places[quantity.of]
 
-    def own(self, rows: Tensor) -> Tensor:
-        """Which of some rows of the table are among its rows."""
-        return rows[(rows >= self.rows.start) & (rows < self.rows.stop)]
-
     def put_rows(self, start: int, rows_RK: Tensor) -> None:
         """Copy what belongs here of the table's rows from `start` on."""
         low, high = max(start, self.rows.start), min(start + len(rows_RK), self.rows.stop)
@@ -144,39 +138,7 @@ def initialise(
                 part.put_rows(start, rows_RK)
         for part in own:
             for name, values in part.state.items():
-                values.fill_(_beginning(name, config))
-
-
-@torch.no_grad()
-def reinitialise(
-    parts: Sequence[Part],
-    rows: Mapping[str, NDArray[np.int64]],
-    *,
-    specs: Sequence[TableSpec],
-    quantities: Sequence[Quantity],
-    config: EmbeddingsConfig,
-    seed: int,
-) -> None:
-    """Give some rows of tables, by name, and their optimizer's state the values that they began with.
-
-    What the optimizer remembers of a whole table, such as Adam's steps, stays.
-    """
-    for spec in specs:
-        chosen = torch.as_tensor(np.unique(rows.get(spec.name, ())), dtype=torch.long)
-        own = [part for part in parts if part.table == spec.name]
-        if not own or not len(chosen):
-            continue
-        for part in own:
-            for quantity in quantities:
-                if quantity.of != "table":
-                    values = part.state[quantity.name]
-                    values[part.own(chosen) - part.first_row] = _beginning(quantity.name, config)
-        for start, rows_RK in initial_rows(spec, seed=seed, deviation=config.initial_deviation):
-            here = chosen[(chosen >= start) & (chosen < start + len(rows_RK))]
-            for part in own:
-                own_R = part.own(here)
-                found_RK = rows_RK[own_R - start, part.columns].to(part.weight_RK.device)
-                part.weight_RK[own_R - part.first_row] = found_RK
+                values.fill_(config.initial_accumulator if name == "sum" else 0.0)
 
 
 def initial_rows(spec: TableSpec, *, seed: int, deviation: float) -> Iterator[tuple[int, Tensor]]:
@@ -185,10 +147,6 @@ def initial_rows(spec: TableSpec, *, seed: int, deviation: float) -> Iterator[tu
     for start in range(0, spec.rows, _INITIAL_ROWS):
         rows = min(_INITIAL_ROWS, spec.rows - start)
         yield start, torch.randn(rows, spec.dim, generator=generator).mul_(deviation)
-
-
-def _beginning(quantity: str, config: EmbeddingsConfig) -> float:
-    return config.initial_accumulator if quantity == "sum" else 0.0
 
 
 def module_name(table: str) -> str:
