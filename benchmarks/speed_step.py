@@ -72,7 +72,7 @@ def step_in_parts(training: Training, batch: Batch) -> dict[str, float]:
     learned = [(side, leaf.grad) for side, leaf in pairs if side.requires_grad]
     torch.autograd.backward([side for side, _ in learned], [gradient for _, gradient in learned])
     found["table update"] = watch.look()
-    training.optimizer.after_backward(training.step)
+    training.optimizer.after_backward(training.step, training.optimizer.dense.gradient_norm())
     found["optimizer"] = watch.look()
     return found
 

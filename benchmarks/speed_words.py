@@ -26,9 +26,9 @@ All run the same torch on one thread. **samples/s** are per CPU second of the pr
 turns, each in a process of its own, and figures are medians over rounds. Ratios are medians of the ratios within a
 round. The cores are shared with other work, so figures of one table compare, and those of different tables hardly.
 
-Aims are set as multiples of the libraries. Where products alone, at the ceiling, would miss an aim, no code on this
-machine can reach it with these layers in this precision: a library that spends its time in products leaves that much
-and no more.
+Aims are set as multiples of the libraries. Where products alone, at the ceiling, would miss an aim, nothing that
+multiplies at that rate reaches it with these layers in this precision: a library that spends its time in products
+leaves that much and no more.
 
 This page is generated: `python benchmarks/speed_page.py`.
 """
