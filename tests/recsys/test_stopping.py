@@ -163,7 +163,9 @@ def test_a_second_signal_ends_at_once(
     data: SmallData, tmp_path: Path, second: signal.Signals, code: int
 ) -> None:
     script = (
-        "import sys, time\nfrom pathlib import Path\nfrom recsys.training import training\n"
+        "import signal, sys, time\nfrom pathlib import Path\nfrom recsys.training import training\n"
+        # A shell's background jobs, and what they start, ignore Ctrl-C.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def stuck(self, batch):\n    Path(sys.argv[-1], 'stuck').touch()\n    time.sleep(1000)\n"
         "training.Training.advance = stuck\nfrom recsys.cli import main\nmain()\n"
     )
