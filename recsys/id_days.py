@@ -50,5 +50,6 @@ def _take_in_day(days: Days, build: Build, maps: Mapping[str, IdMap]) -> list[tu
 
 
 def _holds(id_map: IdMap, day: str) -> bool:
+    """Whether a map has taken a day in; a date before its last one counts as such."""
     last = id_map.last_day
     return day == last or (is_date(day) and is_date(last) and day < last)

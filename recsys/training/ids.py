@@ -1,8 +1,9 @@
 """The id maps that a training reads its days by.
 
 They are made once, before the first step: each training day is one update, in order, and then the maps stay as they
-are until the training ends. A resumed training takes those of its checkpoint. So a map is a function of the builds of
-the days, whatever the order in which rows are shuffled, however many ranks share them, wherever a run was stopped.
+are until the training ends. A resumed training takes those of its checkpoint, and a warm start begins with its
+parent's. So a map is a function of these and of the builds of the days, whatever the order in which rows are shuffled,
+however many ranks share them, wherever a run was stopped.
 """
 
 from collections.abc import Mapping, Sequence
