@@ -1,9 +1,9 @@
 """torch-rechub's side of benchmarks/peers.py, in torch-rechub's own environment.
 
-    python benchmarks/peer_rechub.py FOLDER --day short [--threads 1]
+    python benchmarks/peer_rechub.py FOLDER --day short [--threads 1] [--without-norms]
 
-Its MLPs bring a batch normalisation that cannot be switched off; it is taken out, so that the layers are the same.
-Measured is the training epoch of its `MTLTrainer`, without the evaluation and the saving of `fit`.
+Its MLPs bring a batch normalisation that cannot be switched off; `--without-norms` takes it out, so that the layers are
+ours. Measured is the training epoch of its `MTLTrainer`, without the evaluation and the saving of `fit`.
 """
 
 import argparse
@@ -21,24 +21,27 @@ from torch_rechub.trainers import MTLTrainer
 from torch_rechub.utils.data import DataGenerator
 
 
-def trainer_of(job: Job) -> MTLTrainer:
+def model_of(job: Job) -> MMOE:
+    """The job's model with the library's own layers."""
     fields = [
         SparseFeature(f"id_{n}", vocab_size=job["table_rows"], embed_dim=job["dim"])
         for n in range(job["fields"])
     ]
     tasks = ["classification"] * job["tasks"]
-    model = MMOE(
+    return MMOE(
         fields,
         tasks,
         8,
         expert_params={"dims": [256, 128], "activation": "relu"},
         tower_params_list=[{"dims": [64], "activation": "relu"} for _ in tasks],
     )
+
+
+def take_norms_out(model: MMOE) -> None:
     for module in model.modules():
         for name, child in module.named_children():
             if isinstance(child, nn.BatchNorm1d):
                 setattr(module, name, nn.Identity())
-    return MTLTrainer(model, task_types=tasks, device="cpu")
 
 
 def loader_of(folder: Path, day: str, rows: int | None = None) -> DataLoader:
@@ -67,10 +70,14 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--day", default="short")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--without-norms", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     job = read_job(options.folder)
-    trainer = trainer_of(job)
+    model = model_of(job)
+    if options.without_norms:
+        take_norms_out(model)
+    trainer = MTLTrainer(model, task_types=["classification"] * job["tasks"], device="cpu")
     trainer.train_one_epoch(loader_of(options.folder, options.day, job["batch_size"]))
 
     def epoch() -> int:

@@ -59,6 +59,7 @@ class Side:
 
 SIDES = {
     "torch-rechub": Side("peer_rechub.py", "short", "rechub"),
+    "torch-rechub, our layers": Side("peer_rechub.py", "short", "rechub", ("--without-norms",)),
     "DeepCTR-Torch": Side("peer_deepctr.py", "short", "deepctr"),
 } | {
     f"{name} {precision}": Side(script, "train", options=("--precision", precision))

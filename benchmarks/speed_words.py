@@ -14,8 +14,8 @@ The job: 26 categorical fields with tables of their own, width 16, Zipf-distribu
 experts [256, 128], towers [64], two tasks.
 
 - **torch-rechub** 0.9.0 (`MTLTrainer`) and **DeepCTR-Torch** 0.3.0 (`MMOE.fit`) as they come: float32, dense Adam over
-  whole tables. torch-rechub's batch normalisations are taken out, for equal layers, and its `fit` is measured without
-  evaluating and saving.
+  whole tables. torch-rechub's `fit` is measured without evaluating and saving. It normalises every layer over the
+  batch, which no setting switches off: **torch-rechub, our layers** is without that.
 - **TorchRec loop**: the same layers by hand on `FusedEmbeddingBagCollection` with row-wise Adagrad, experts of
   `nn.Linear` in a loop, fused AdamW, autocast; rows are read whole and cut up with NumPy.
 - **recsys**: `recsys.training` as `recsys train` runs it, with its checks, clipping and shuffled windows.
