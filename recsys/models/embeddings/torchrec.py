@@ -90,14 +90,32 @@ class TorchRecTables(nn.Module):
         self._initialise(self.parts())
 
     def forward(self, bags: Mapping[str, Bags]) -> dict[str, Tensor]:
+        return self.by_table(self.look_up(self.streams(bags)), bags)
+
+    def streams(self, bags: Mapping[str, Bags]) -> list[KeyedJaggedTensor]:
+        """The ids that each collection is asked for. Ranks agree on lengths here, so all come here in step."""
+        strides = self._strides(bags)
+        streams = [
+            _one_stream(bags[spec.name], stride)
+            for spec, stride in zip(self._ragged_specs, strides, strict=False)
+        ]
+        if self._pooled_specs:
+            streams.append(_streams(self._pooled_specs, bags, strides[-1]))
+        return streams
+
+    def look_up(self, streams: Sequence[KeyedJaggedTensor]) -> list[Any]:
+        """What each collection answers, which may still be on its way from other ranks."""
+        collections = self._collections()
+        return [collection(ids) for collection, ids in zip(collections, streams, strict=True)]
+
+    def by_table(self, answers: Sequence[Any], bags: Mapping[str, Bags]) -> dict[str, Tensor]:
+        """The collections' answers as sums of these bags, by table."""
         found: dict[str, Tensor] = {}
-        collections, strides = self._collections(), self._strides(bags)
-        for spec, collection, stride in zip(self._ragged_specs, collections, strides, strict=False):
-            rows_MK = collection(_one_stream(bags[spec.name], stride)).to_dict()[_STREAM]
-            found[spec.name] = _cut(rows_MK, _count(bags[spec.name]))
+        for spec, answer in zip(self._ragged_specs, answers, strict=False):
+            found[spec.name] = _cut(answer.to_dict()[_STREAM], _count(bags[spec.name]))
         if self._pooled_specs:
             # As a dictionary: its one split has one backward, where each `pooled[name]` would fill all columns.
-            pooled = collections[-1](_streams(self._pooled_specs, bags, strides[-1])).to_dict()
+            pooled = answers[-1].to_dict()
             for spec in self._pooled_specs:
                 rows = _count(bags[spec.name]) // len(spec.streams)
                 parts = [_cut(pooled[name], rows) for name in spec.streams]
