@@ -46,7 +46,7 @@ def trained(
         batch = random_batch(SCHEMA, step, rows=64).to(device)
         update.before_backward(step)
         losses.append(backward(batch, step).total.item())
-        update.after_backward(step)
+        update.after_backward(step, update.dense.gradient_norm())
     return model, losses
 
 
