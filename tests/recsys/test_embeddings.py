@@ -1,9 +1,11 @@
-"""Both embedding backends against a dense table and row-wise Adagrad written out by hand."""
+"""Every embedding backend, TorchRec in both forms, against a dense table and row-wise Adagrad written out by hand."""
 
 import tomllib
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import permutations
 from typing import Any
+from unittest.mock import patch
 
 import pyarrow as pa
 import pytest
@@ -15,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from recsys.batch import Batch, from_encoded
 from recsys.errors import ArtifactError, ConfigError, DataError
 from recsys.layout import slots
+from recsys.models.embeddings.fused import RAGGED, one_stream
 from recsys.models.embeddings.lookup import (
     Embeddings,
     choose_backend,
@@ -23,6 +26,7 @@ from recsys.models.embeddings.lookup import (
     weighted_pool,
 )
 from recsys.models.embeddings.tables import EmbeddingsConfig
+from recsys.models.embeddings.updates import TableOptimizer
 from recsys.models.inputs import Blocks
 from recsys.schema import Schema
 
@@ -68,7 +72,8 @@ click = { label = "clicked" }
 CANDIDATE_SLOTS = ("item_id", "other_id", "tags", "more_tags", "mean_tags", "sum_tags")
 ROWS = 12
 RATE = 0.1
-BACKENDS = ("plain", "torchrec")
+# `vectors` is TorchRec's with the form that ragged tables have on GPUs.
+BACKENDS = ("plain", "torchrec", "vectors")
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 
@@ -78,8 +83,16 @@ def schema() -> Schema:
 
 
 def embeddings(schema: Schema, backend: str, **options: Any) -> Embeddings:
-    config = EmbeddingsConfig.parse({"backend": backend, **options}, where="test")
-    return Embeddings(schema, config, seed=0, device=torch.device("cpu"))
+    return build(schema, backend, "rowwise_adagrad", **options)
+
+
+def build(schema: Schema, backend: str, optimizer: TableOptimizer, **options: Any) -> Embeddings:
+    """Tables on the CPU, of one of BACKENDS or `auto`."""
+    form = {"cpu": "vectors"} if backend == "vectors" else {}
+    named = "torchrec" if backend == "vectors" else backend
+    config = EmbeddingsConfig.parse({"backend": named, **options}, where="test")
+    with patch.dict(RAGGED, form):
+        return Embeddings(schema, config, seed=0, device=torch.device("cpu"), optimizer=optimizer)
 
 
 def random_batch(schema: Schema, seed: int, rows: int = ROWS, longest: int = 5) -> Batch:
@@ -331,16 +344,30 @@ class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-def test_both_backends_begin_with_the_same_rows(schema: Schema) -> None:
-    plain, fused = (embeddings(schema, backend).table_weights() for backend in BACKENDS)
+@pytest.mark.parametrize("count", [0, 1, 31, 32, 33, 100])
+def test_all_ids_of_a_table_are_one_stream_in_few_lengths(count: int) -> None:
+    ids = torch.arange(count)
+    stream = one_stream(ids)
+    assert (stream.values() == ids).all()
+    assert stream.lengths().sum() == count
+    assert stream.lengths().max() <= 32
+    assert stream.stride() == len(stream.lengths()) == count // 32 + 1
+
+
+@pytest.mark.parametrize("backend", BACKENDS[1:])
+def test_all_backends_begin_with_the_same_rows(schema: Schema, backend: str) -> None:
+    plain, fused = (embeddings(schema, name).table_weights() for name in ("plain", backend))
     assert plain.keys() == fused.keys() == {"user", "item", "tag", "pure"}
     for name, table in plain.items():
         assert (table == fused[name]).all()
     assert (plain["tag"] != plain["pure"]).any(), "tables of one shape begin differently"
 
 
-def test_a_checkpoint_of_one_backend_continues_in_the_other(schema: Schema) -> None:
-    first, second = embeddings(schema, "torchrec"), embeddings(schema, "plain")
+@pytest.mark.parametrize(("one", "other"), list(permutations(BACKENDS, 2)))
+def test_a_checkpoint_of_one_backend_continues_in_another(
+    schema: Schema, one: str, other: str
+) -> None:
+    first, second = embeddings(schema, one), embeddings(schema, other)
     for module in (first, second):
         module.set_learning_rate(RATE)
     some_loss(first(random_batch(schema, 0))).backward()  # type: ignore[no-untyped-call]

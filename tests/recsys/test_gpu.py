@@ -1,4 +1,6 @@
-"""On a GPU the plain backend trains what it trains on the CPU; skipped with a reason where there is none."""
+"""On a GPU tables and dense part train what they train on the CPU; skipped with a reason where there is none."""
+
+from importlib.metadata import PackageNotFoundError, version
 
 import pytest
 import torch
@@ -6,7 +8,7 @@ from torch import Tensor
 
 from recsys.experiment import ObjectiveConfig, OptimizerConfig
 from recsys.models import ModelConfig, RankingModel, build_model
-from recsys.models.embeddings.updates import QUANTITIES, TableOptimizer
+from recsys.models.embeddings.updates import FUSED, QUANTITIES, TableOptimizer
 from recsys.schema import Schema
 from recsys.training.accumulation import build_backward
 from recsys.training.balancing.method import Plain
@@ -23,13 +25,14 @@ STEPS = 3
 def trained(
     device: str,
     *,
+    backend: str = "plain",
     mixing: str = "mmoe",
     precision: str = "float32",
     parts: int = 1,
     optimizer: TableOptimizer = "rowwise_adagrad",
 ) -> tuple[RankingModel, list[float]]:
     """A model after a few steps, and the steps' losses."""
-    sections = {"embeddings": {"backend": "plain"}, "mixing": {"kind": mixing}}
+    sections = {"embeddings": {"backend": backend}, "mixing": {"kind": mixing}}
     config = ModelConfig.parse(sections, where="test")
     model = build_model(SCHEMA, config, seed=0, device=device, optimizer=optimizer).train()
     objective = build_objective(SCHEMA, ObjectiveConfig()).to(device)
@@ -72,6 +75,33 @@ def test_steps_are_those_of_the_cpu(optimizer: TableOptimizer) -> None:
     )
     assert losses == pytest.approx(expected, rel=1e-4)
     assert_alike(model, other)
+
+
+@pytest.mark.parametrize("optimizer", FUSED)
+def test_torchrec_gives_vectors_on_gpus_and_trains_as_with_sums_on_cpus(
+    optimizer: TableOptimizer,
+) -> None:
+    _require_kernels()
+    (model, losses), (other, expected) = (
+        trained(device, backend="torchrec", optimizer=optimizer) for device in ("cuda", "cpu")
+    )
+    names = [
+        [type(item).__name__ for item in trained_model.embeddings.tables.collections]  # type: ignore[attr-defined]
+        for trained_model in (model, other)
+    ]
+    assert [found.count("Vectors") for found in names] == [2, 0]
+    assert losses == pytest.approx(expected, rel=1e-4)
+    assert_alike(model, other)
+
+
+def _require_kernels() -> None:
+    """Skip where fbgemm is the build for CPUs, or is not there."""
+    try:
+        version("fbgemm-gpu-cpu")
+    except PackageNotFoundError:
+        pytest.importorskip("torchrec")
+    else:
+        pytest.skip("fbgemm has no kernels for GPUs here")
 
 
 @pytest.mark.parametrize("mixing", ["mmoe", "ple", "home"])

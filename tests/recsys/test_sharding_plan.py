@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torchrec.distributed.planner import ParameterConstraints
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 from torchrec.distributed.planner.types import (
@@ -23,7 +24,9 @@ from pipelines.simulate import simulate
 from recsys.errors import ConfigError
 from recsys.experiment import load_experiment
 from recsys.models import build_program
-from recsys.models.embeddings.tables import TableSpec
+from recsys.models.embeddings.fused import Vectors
+from recsys.models.embeddings.tables import EmbeddingsConfig, TableSpec
+from recsys.models.embeddings.torchrec import TorchRecTables
 from recsys.sharding import ShardingConfig
 from recsys.training.distributed.audit import audit
 from recsys.training.distributed.cluster import Cluster
@@ -282,6 +285,33 @@ def test_on_cpus_a_table_with_a_vector_an_id_is_bags_of_one() -> None:
     item = plan.placements[1]
     assert (item.kind, item.pooled, len(item.ranks)) == ("row_wise", True, 4)
     assert all(load.host_bytes == 0 for load in plan.loads), "there the host is the device"
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_what_is_planned_is_what_is_trained(device: Any) -> None:
+    asked = demands(kinds.schema(), ShardingConfig())
+    specs = [demand.spec for demand in asked]
+    trained = TorchRecTables(
+        specs,
+        EmbeddingsConfig(),
+        optimizer="rowwise_adagrad",
+        seed=0,
+        device=torch.device("meta"),
+        target=torch.device(device),
+    )
+    found, expected = (
+        [(type(item), list(item.state_dict())) for item in holder]
+        for holder in (collections(asked, device), trained.collections)
+    )
+    assert found == expected
+    alone = [isinstance(item, Vectors) for item in trained.collections]
+    assert sum(alone) == (sum(spec.ragged for spec in specs) if device == "cuda" else 0)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_no_table_is_data_parallel(device: str) -> None:
+    for sharder in sharders():
+        assert "data_parallel" not in sharder.sharding_types(device)
 
 
 def test_a_table_too_large_for_a_rank_is_cut_until_it_fits() -> None:

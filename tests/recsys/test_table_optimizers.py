@@ -11,20 +11,19 @@ from recsys.errors import ConfigError
 from recsys.experiment import load_experiment
 from recsys.models.embeddings.lookup import Embeddings
 from recsys.models.embeddings.stored import read_table_optimizer, write_table_optimizer
-from recsys.models.embeddings.tables import EmbeddingsConfig
 from recsys.models.embeddings.updates import FUSED, QUANTITIES, TableOptimizer, state_bytes
 from recsys.run import load_run
 from recsys.schema import Schema
 from recsys.tensor_files import read_tensors
 from recsys.training.trainer import train
 from tests.recsys.small_data import small_data
-from tests.recsys.test_embeddings import RATE, TREE, naive_blocks, random_batch, some_loss
+from tests.recsys.test_embeddings import RATE, TREE, build, naive_blocks, random_batch, some_loss
 from tests.recsys.test_training import TOML, assert_bit_equal, killed_after, weights_of
 
 EPSILON = 1e-3
 EVERY: list[tuple[str, TableOptimizer]] = [
     *(("plain", optimizer) for optimizer in QUANTITIES),
-    *(("torchrec", optimizer) for optimizer in FUSED),
+    *((backend, optimizer) for backend in ("torchrec", "vectors") for optimizer in FUSED),
 ]
 
 
@@ -34,9 +33,7 @@ def schema() -> Schema:
 
 
 def embeddings(schema: Schema, backend: str, optimizer: TableOptimizer) -> Embeddings:
-    options = {"backend": backend, "initial_deviation": 0.5, "epsilon": EPSILON}
-    config = EmbeddingsConfig.parse(options, where="test")
-    return Embeddings(schema, config, seed=0, device=torch.device("cpu"), optimizer=optimizer)
+    return build(schema, backend, optimizer, initial_deviation=0.5, epsilon=EPSILON)
 
 
 def trained(module: Embeddings, schema: Schema, steps: int) -> None:

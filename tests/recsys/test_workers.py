@@ -67,6 +67,8 @@ HOME = 'model.mixing={ kind = "home", experts = 2, meta_hidden = [8], task_hidde
 CASES: dict[str, dict[str, Any]] = {
     "mmoe": {"overrides": []},
     "home": {"overrides": [HOME, "optimizer.dense_lr=1e-4"]},
+    # As on GPUs, while the one process has the CPU's form.
+    "vectors": {"overrides": [], "form": "vectors", "alone": "mmoe"},
     # The one process of this case makes its steps at once.
     "parts": {"overrides": ["train.accumulate=3", "train.ema=0.9", "optimizer.embeddings=adagrad"]},
 }
@@ -80,7 +82,7 @@ NEXT = [
 WARM: dict[str, dict[str, Any]] = {"warm": {"overrides": NEXT, "warm_start": "mmoe"}}
 # Sums over rows in another order differ by rounding. Biases in front of HoME's normalisation have no gradient but that,
 # of which AdamW makes whole steps: they show where running statistics are used, in a batch of one row.
-TOLERANCE = {"mmoe": 1e-5, "home": 1e-3, "parts": 1e-5}
+TOLERANCE = {"mmoe": 1e-5, "vectors": 1e-5, "home": 1e-3, "parts": 1e-5}
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ class Trained:
         ]
 
     def alone(self, name: str) -> Path:
+        name = (CASES | WARM)[name].get("alone", name)
         run = self.folder / f"{name}-alone"
         if not run.exists():
             train(self.experiment(name, "train.accumulate=1"), run)
@@ -189,6 +192,8 @@ def test_a_worker_holds_a_part_of_the_tables_and_all_of_the_rest(trained: Traine
         first, second = trained.notes(name)
         assert first["dense"] == second["dense"]
         assert first["averages"] == second["averages"]
+    forms = {name: set(trained.notes(name)[0]["collections"]) for name in ("mmoe", "vectors")}
+    assert forms["vectors"] - forms["mmoe"] == {"ShardedFusedEmbeddingCollection"}
     first, second = trained.notes("mmoe")
     parts = [{tuple(part) for part in note["parts"]} for note in (first, second)]
     assert ("item", 0, 64, 0, 4) in parts[0]
@@ -224,13 +229,14 @@ def test_experts_are_watched_over_the_rows_of_all_workers(trained: Trained) -> N
     assert found == {level: pytest.approx(numbers, rel=1e-4) for level, numbers in alone.items()}
 
 
-def test_one_process_goes_on_where_two_stopped(trained: Trained, tmp_path: Path) -> None:
-    run = stopped_at(trained.folder / "mmoe", 12, trained.folder / "goes-on-alone")
+@pytest.mark.parametrize("name", ["mmoe", "vectors"])
+def test_one_process_goes_on_where_two_stopped(trained: Trained, name: str) -> None:
+    run = stopped_at(trained.folder / name, 12, trained.folder / f"{name}-goes-on-alone")
 
-    train(trained.experiment("mmoe"), run, resume=True)
+    train(trained.experiment(name), run, resume=True)
 
-    assert losses_of(run) == pytest.approx(losses_of(trained.folder / "mmoe"), rel=1e-5)
-    assert_close(state_of(run), state_of(trained.folder / "mmoe"), 1e-5)
+    assert losses_of(run) == pytest.approx(losses_of(trained.folder / name), rel=1e-5)
+    assert_close(state_of(run), state_of(trained.folder / name), 1e-5)
 
 
 def test_workers_begin_with_what_one_process_begins_with(trained: Trained) -> None:

@@ -46,6 +46,11 @@ SLOW_CASES: dict[str, dict[str, Any]] = {
     "dropout": {"overrides": ["model.mixing.expert_dropout=0.2"]},
     "columns": {"overrides": [WIDE]},
     "adagrad-columns": {"overrides": [WIDE, "optimizer.embeddings=adagrad"]},
+    "vector-columns": {
+        "overrides": [WIDE, "optimizer.embeddings=adagrad"],
+        "form": "vectors",
+        "alone": "adagrad-columns",
+    },
     "sgd": {"overrides": ["optimizer.embeddings=sgd", "optimizer.embedding_lr=1.0"]},
     "bf16": {"overrides": ["train.precision=bf16"]},
 }
@@ -148,6 +153,15 @@ def test_workers_that_stopped_go_on_to_equal_weights(trained: Trained) -> None:
 
 
 @pytest.mark.slow
+def test_workers_go_on_with_vectors_where_one_process_had_sums(trained: Trained) -> None:
+    run = stopped_at(trained.alone("mmoe"), 8, trained.folder / "goes-on-as-vectors")
+    start(trained.folder, {run.name: {"overrides": [], "resume": True, "form": "vectors"}})
+    alone = trained.alone("mmoe")
+    assert losses_of(run) == pytest.approx(losses_of(alone), rel=1e-5)
+    assert_close(state_of(run), state_of(alone), 1e-5)
+
+
+@pytest.mark.slow
 def test_a_table_cut_by_columns_is_stored_whole(trained: Trained) -> None:
     """Its optimizer is another: a sum a row and part. The state stored is their mean, which any layout goes on from."""
     parts = {tuple(part) for note in trained.notes("columns") for part in note["parts"]}
@@ -161,7 +175,7 @@ def test_a_table_cut_by_columns_is_stored_whole(trained: Trained) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["adagrad-columns", "sgd"])
+@pytest.mark.parametrize("name", ["adagrad-columns", "vector-columns", "sgd"])
 def test_state_that_each_number_has_of_its_own_is_cut_like_the_numbers(
     trained: Trained, name: str
 ) -> None:

@@ -2,7 +2,8 @@
 
     torchrun --nproc-per-node 2 -m tests.recsys.two_workers FOLDER
 
-FOLDER holds `experiment.toml` and `cases.json`: overrides by case. A case `name` becomes the run `FOLDER/name`.
+FOLDER holds `experiment.toml` and `cases.json`: overrides by case, and the `form` of ragged tables if it is not that of
+CPUs. A case `name` becomes the run `FOLDER/name`.
 """
 
 import hashlib
@@ -12,11 +13,14 @@ import sys
 import warnings
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from torch import Tensor
 
 from recsys.batch import Batch
 from recsys.experiment import load_experiment
+from recsys.models.embeddings.fused import RAGGED
+from recsys.models.embeddings.torchrec import TorchRecTables
 from recsys.ranks import rank
 from recsys.training.distributed.workers import joined
 from recsys.training.trainer import train
@@ -26,7 +30,7 @@ _advance = Training.advance
 
 
 class Notes:
-    """The rows of each step, and in the end the parts of tables here and digests of the dense parameters."""
+    """The rows of each step, and in the end the tables' collections and parts, and digests of dense parameters."""
 
     def __init__(self) -> None:
         self.rows: list[list[int]] = []
@@ -43,14 +47,22 @@ class Notes:
     def to_json(self) -> dict[str, Any]:
         assert self.training is not None
         model = self.training.model
+        tables = model.embeddings.tables
+        assert isinstance(tables, TorchRecTables)
         dense = _digest(model.program.state_dict())
         with self.training.averages.in_place():
             averages = _digest(model.program.state_dict())
         parts = [
             (part.table, part.rows.start, part.rows.stop, part.columns.start, part.columns.stop)
-            for part in model.embeddings.tables.parts()
+            for part in tables.parts()
         ]
-        return {"rows": self.rows, "parts": parts, "dense": dense, "averages": averages}
+        return {
+            "rows": self.rows,
+            "collections": [type(item).__name__ for item in tables.collections],
+            "parts": parts,
+            "dense": dense,
+            "averages": averages,
+        }
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:
@@ -67,7 +79,8 @@ def main(folder: Path) -> None:
         notes.watch()
         experiment = load_experiment(folder / "experiment.toml", overrides=case["overrides"])
         parent = folder / case["warm_start"] if "warm_start" in case else None
-        train(experiment, folder / name, resume=case.get("resume", False), warm_start=parent)
+        with patch.dict(RAGGED, {"cpu": case["form"]} if "form" in case else {}):
+            train(experiment, folder / name, resume=case.get("resume", False), warm_start=parent)
         (folder / f"{name}-{rank()}.json").write_text(json.dumps(notes.to_json()))
 
 

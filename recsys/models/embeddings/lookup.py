@@ -69,6 +69,7 @@ class Embeddings(nn.Module):
             optimizer=optimizer,
             seed=seed,
             device=tables_device or device,
+            target=device,
         )
         self._names = tuple(slot.name for slot in self.slots)
         self._tokens_of = _token_positions(self.slots)
@@ -286,6 +287,7 @@ def _tables(
     optimizer: TableOptimizer,
     seed: int,
     device: torch.device,
+    target: torch.device,
 ) -> Tables:
     if backend == "plain":
         return PlainTables(specs, config, optimizer=optimizer, seed=seed, device=device)
@@ -297,7 +299,9 @@ def _tables(
     # Importing TorchRec takes seconds: only who trains on it pays.
     from recsys.models.embeddings.torchrec import TorchRecTables
 
-    tables: Tables = TorchRecTables(specs, config, optimizer=optimizer, seed=seed, device=device)
+    tables: Tables = TorchRecTables(
+        specs, config, optimizer=optimizer, seed=seed, device=device, target=target
+    )
     return tables
 
 

@@ -4,11 +4,8 @@
 `FusedEmbeddingBagCollectionSharder` replaces it in place when `DistributedModelParallel` wraps the model. An
 unsharded `EmbeddingBagCollection` would build a dense gradient of the table's size.
 
-Tables whose slots all have one bag a row share one collection. A ragged table, one that a sequence or weighted ids
-read, has a collection of its own, fed with all of its ids as one stream: two lookups of one table would be two
-optimizer updates, and on CPU `EmbeddingCollection` is an order of magnitude slower.
-
-Only this module and `recsys.training.distributed` may import torchrec or fbgemm.
+Which table is in which collection, and in which form, is `recsys.models.embeddings.fused`'s. Only these two modules and
+`recsys.training.distributed` may import torchrec or fbgemm.
 """
 
 import logging
@@ -18,21 +15,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode
 from torch import Tensor, nn
-from torchrec import EmbeddingBagConfig, KeyedJaggedTensor, PoolingType
-from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
-from torchrec.optim import RowWiseAdagrad
+from torchrec import KeyedJaggedTensor
 
 from recsys.errors import ConfigError
+from recsys.models.embeddings.fused import RAGGED, STREAM, Form, fused_collections, one_stream, sums
 from recsys.models.embeddings.tables import (
-    INITIAL_RATE,
     Bags,
     EmbeddingsConfig,
     Part,
     TableSpec,
     initialise,
-    module_name,
     table_name,
 )
 from recsys.models.embeddings.updates import QUANTITIES, TableOptimizer, check_fused
@@ -40,19 +33,13 @@ from recsys.ranks import largest
 
 # fbgemm's kernels read rows in vectors of four.
 DIM_MULTIPLE = 4
-OPTIMIZERS: dict[TableOptimizer, type[torch.optim.Optimizer]] = {
-    "rowwise_adagrad": RowWiseAdagrad,
-    "adagrad": torch.optim.Adagrad,
-    "sgd": torch.optim.SGD,
-}
-# The one feature of a ragged table's collection.
-_STREAM = "ids"
 
 
 class TorchRecTables(nn.Module):
     """Tables in TorchRec collections. The contract is `recsys.models.embeddings.tables.Tables`.
 
-    On torch's meta device they hold nothing: who shards the collections calls `initialise` afterwards.
+    `device` holds them and looks them up. On torch's meta device they hold nothing: who shards the collections, to look
+    them up on the device `target`, calls `initialise` afterwards.
     """
 
     def __init__(
@@ -63,6 +50,7 @@ class TorchRecTables(nn.Module):
         optimizer: TableOptimizer,
         seed: int,
         device: torch.device,
+        target: torch.device | None = None,
     ) -> None:
         super().__init__()
         check_fused(optimizer)
@@ -72,14 +60,12 @@ class TorchRecTables(nn.Module):
             check_spec(spec)
         self._pooled_specs = tuple(spec for spec in specs if not spec.ragged)
         self._ragged_specs = tuple(spec for spec in specs if spec.ragged)
-        groups = [[spec] for spec in self._ragged_specs]
-        if self._pooled_specs:
-            groups.append(list(self._pooled_specs))
+        self._form = RAGGED[(target or device).type]
         # Of sums alone, one a table; what TorchRec calls them depends on its optimizer.
         self._names = [quantity.name for quantity in QUANTITIES[optimizer]]
         # The pooled collection, if there is one, comes last.
-        self.collections = nn.ModuleList(
-            _collection(group, config, optimizer, device) for group in groups
+        self.collections = fused_collections(
+            specs, config, optimizer=optimizer, device=device, form=self._form
         )
         self._initialise = partial(initialise, specs=specs, config=config, seed=seed)
         if device.type != "meta":
@@ -95,10 +81,13 @@ class TorchRecTables(nn.Module):
     def streams(self, bags: Mapping[str, Bags]) -> list[KeyedJaggedTensor]:
         """The ids that each collection is asked for. Ranks agree on lengths here, so all come here in step."""
         strides = self._strides(bags)
-        streams = [
-            _one_stream(bags[spec.name], stride)
-            for spec, stride in zip(self._ragged_specs, strides, strict=False)
-        ]
+        if self._form == "vectors":
+            streams = [one_stream(bags[spec.name].ids_N) for spec in self._ragged_specs]
+        else:
+            streams = [
+                _one_stream(bags[spec.name], stride)
+                for spec, stride in zip(self._ragged_specs, strides, strict=False)
+            ]
         if self._pooled_specs:
             streams.append(_streams(self._pooled_specs, bags, strides[-1]))
         return streams
@@ -112,7 +101,7 @@ class TorchRecTables(nn.Module):
         """The collections' answers as sums of these bags, by table."""
         found: dict[str, Tensor] = {}
         for spec, answer in zip(self._ragged_specs, answers, strict=False):
-            found[spec.name] = _cut(answer.to_dict()[_STREAM], _count(bags[spec.name]))
+            found[spec.name] = _rows(answer, bags[spec.name], self._form)
         if self._pooled_specs:
             # As a dictionary: its one split has one backward, where each `pooled[name]` would fill all columns.
             pooled = answers[-1].to_dict()
@@ -148,12 +137,13 @@ class TorchRecTables(nn.Module):
         return list(self.collections)
 
     def _strides(self, bags: Mapping[str, Bags]) -> list[int]:
-        """Bags a stream of each collection is filled up to, with empty ones.
+        """Bags a stream of each collection of sums is filled up to, with empty ones.
 
         At least one, for TorchRec 1.8 fails on a stream without bags, and on every rank as many, for gloo adds up
         parts of one size only.
         """
-        own = [_count(bags[spec.name]) for spec in self._ragged_specs]
+        ragged = () if self._form == "vectors" else self._ragged_specs
+        own = [_count(bags[spec.name]) for spec in ragged]
         own += [_count(bags[spec.name]) // len(spec.streams) for spec in self._pooled_specs[:1]]
         return largest([max(1, count) for count in own])
 
@@ -169,38 +159,6 @@ def check_spec(spec: TableSpec) -> None:
         raise ConfigError(
             f"tables.{spec.name}: {spec.rows} rows; TorchRec's collections count rows in 32 bits"
         )
-
-
-def _collection(
-    specs: Sequence[TableSpec],
-    config: EmbeddingsConfig,
-    optimizer: TableOptimizer,
-    device: torch.device,
-) -> nn.Module:
-    tables = [
-        EmbeddingBagConfig(
-            name=module_name(spec.name),
-            num_embeddings=spec.rows,
-            embedding_dim=spec.dim,
-            feature_names=[_STREAM] if spec.ragged else list(spec.streams),
-            # Means are sums divided by our own code: one pooling for all slots means one kernel for all tables.
-            pooling=PoolingType.SUM,
-        )
-        for spec in specs
-    ]
-    # The default would rewrite an id outside the table to row 0 and go on.
-    settings = {
-        "lr": INITIAL_RATE,
-        "eps": config.epsilon,
-        "bounds_check_mode": BoundsCheckMode.FATAL,
-    }
-    collection: nn.Module = FusedEmbeddingBagCollection(
-        tables=tables,
-        optimizer_type=OPTIMIZERS[optimizer],
-        optimizer_kwargs=settings,
-        device=device,
-    )
-    return collection
 
 
 def _optimizer(collection: Any) -> Any:
@@ -225,10 +183,18 @@ def _parts(table: str, weight: Any, state: Mapping[str, Any]) -> list[Part]:
     ]
 
 
+def _rows(answer: Any, bags: Bags, form: Form) -> Tensor:
+    """The sums of a ragged table's bags."""
+    if form == "sums":
+        return _cut(answer.to_dict()[STREAM], _count(bags))
+    rows_NK: Tensor = answer[STREAM].values()
+    return rows_NK if bags.lengths_M is None else sums(rows_NK, bags.lengths_M)
+
+
 def _one_stream(bags: Bags, stride: int) -> KeyedJaggedTensor:
     """All bags of a table, and empty ones."""
     lengths = F.pad(_lengths(bags), (0, stride - _count(bags)))
-    return KeyedJaggedTensor(keys=[_STREAM], values=bags.ids_N, lengths=lengths, stride=stride)
+    return KeyedJaggedTensor(keys=[STREAM], values=bags.ids_N, lengths=lengths, stride=stride)
 
 
 def _streams(
@@ -264,5 +230,7 @@ def _lengths(bags: Bags) -> Tensor:
 
 
 def _table(key: str) -> str:
-    """The table of a state key such as `embedding_bags.item.weight`."""
-    return table_name(key.removeprefix("embedding_bags.").removesuffix(".weight"))
+    """The table of a state key such as `embedding_bags.item.weight`, or `embeddings.item.weight` of vectors."""
+    for prefix in ("embedding_bags.", "embeddings."):
+        key = key.removeprefix(prefix)
+    return table_name(key.removesuffix(".weight"))

@@ -1,8 +1,6 @@
 """Tables as TorchRec collections that hold nothing, for the planner, and the sharders that say how they may be cut.
 
-On GPUs a ragged table, one that gives a vector back for every id, is an `EmbeddingCollection`: each rank sends the
-vectors of its own rows. As an `EmbeddingBagCollection` of bags of one, cut by rows, a rank would send zeros for all the
-ids that lie elsewhere, W times as much. On CPUs, whose kernel for the former is slow, it is bags of one.
+They are those that training looks up: `recsys.models.embeddings.fused` makes both.
 """
 
 from collections.abc import Sequence
@@ -10,21 +8,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from torchrec import EmbeddingBagConfig, EmbeddingConfig, PoolingType
 from torchrec.distributed.fused_embedding import FusedEmbeddingCollectionSharder
 from torchrec.distributed.fused_embeddingbag import FusedEmbeddingBagCollectionSharder
-from torchrec.modules.fused_embedding_modules import (
-    FusedEmbeddingBagCollection,
-    FusedEmbeddingCollection,
-)
 
-from recsys.models.embeddings.tables import TableSpec, module_name
-from recsys.models.embeddings.torchrec import OPTIMIZERS
+from recsys.models.embeddings.fused import RAGGED, Vectors, fused_collections
+from recsys.models.embeddings.tables import EmbeddingsConfig, TableSpec
 from recsys.sharding import Kernel, ShardingKind
 from recsys.training.distributed.cluster import Device
 from recsys.training.distributed.demand import Demand
 
-_FUSED: dict[str, Any] = {"optimizer_kwargs": {"lr": 0.02}, "device": torch.device("meta")}
 _BAGS: tuple[ShardingKind, ...] = (
     "table_wise",
     "row_wise",
@@ -36,10 +28,13 @@ _BAGS: tuple[ShardingKind, ...] = (
 
 def collections(demands: Sequence[Demand], device: Device) -> nn.ModuleList:
     """The collections of these tables on torch's meta device: shapes without memory, whatever their size."""
-    single = [demand for demand in demands if demand.spec.ragged]
-    pooled = [demand for demand in demands if not demand.spec.ragged]
-    found = [_vectors(demand) if device == "cuda" else _bags([demand]) for demand in single]
-    return nn.ModuleList([*found, *([_bags(pooled)] if pooled else [])])
+    return fused_collections(
+        [demand.spec for demand in demands],
+        EmbeddingsConfig(),
+        optimizer=demands[0].optimizer if demands else "rowwise_adagrad",
+        device=torch.device("meta"),
+        form=RAGGED[device],
+    )
 
 
 def kinds(spec: TableSpec) -> tuple[ShardingKind, ...]:
@@ -55,37 +50,6 @@ def kernels(device: Device) -> tuple[Kernel, ...]:
 def sharders() -> list[Any]:
     """One sharder a class of collection, for the planner and for `DistributedModelParallel`."""
     return [_BagSharder(), _VectorSharder()]
-
-
-def _vectors(demand: Demand) -> nn.Module:
-    config = EmbeddingConfig(**_shape(demand.spec), feature_names=["ids"])
-    found: nn.Module = FusedEmbeddingCollection(
-        tables=[config], optimizer_type=OPTIMIZERS[demand.optimizer], **_FUSED
-    )
-    return found
-
-
-def _bags(demands: Sequence[Demand]) -> nn.Module:
-    tables = [
-        EmbeddingBagConfig(
-            **_shape(spec),
-            feature_names=["ids"] if spec.ragged else list(spec.streams),
-            pooling=PoolingType.SUM,
-        )
-        for spec in (demand.spec for demand in demands)
-    ]
-    found: nn.Module = FusedEmbeddingBagCollection(
-        tables=tables, optimizer_type=OPTIMIZERS[demands[0].optimizer], **_FUSED
-    )
-    return found
-
-
-def _shape(spec: TableSpec) -> dict[str, Any]:
-    return {
-        "name": module_name(spec.name),
-        "num_embeddings": spec.rows,
-        "embedding_dim": spec.dim,
-    }
 
 
 def _with_state(module: Any, parameters: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
@@ -106,6 +70,10 @@ class _BagSharder(FusedEmbeddingBagCollectionSharder):  # type: ignore[misc] # a
 
 
 class _VectorSharder(FusedEmbeddingCollectionSharder):  # type: ignore[misc] # a class without types
+    @property
+    def module_type(self) -> type[nn.Module]:
+        return Vectors
+
     def shardable_parameters(self, module: nn.Module) -> dict[str, nn.Parameter]:
         return _with_state(module, super().shardable_parameters(module))
 

@@ -190,7 +190,7 @@ def _constraints(demand: Demand, config: ShardingConfig, cluster: Cluster) -> Pa
         sharding_types=list(asked.kinds or [kind for kind in possible if kind in _UNASKED]),
         compute_kernels=list(asked.kernels),
         min_partition=asked.min_partition,
-        # A ragged table reads one stream of bags of one.
+        # The ids of a ragged table count one by one.
         pooling_factors=[1.0] if spec.ragged else list(demand.ids),
         num_poolings=[demand.ids_per_row] if spec.ragged else [1.0] * len(demand.ids),
         cache_params=cache if "fused_uvm_caching" in asked.kernels else None,
