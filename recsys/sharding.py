@@ -33,12 +33,14 @@ class ShardingConfig(Config):
     """How tables are spread over ranks.
 
     `reserved` is the share of device and host memory that neither tables nor the dense part may take. `lengths` are
-    the mean numbers of a bag's ids or a sequence's events, by the name of the feature or sequence.
+    the mean numbers of a bag's ids or a sequence's events, by the name of the feature or sequence. With `pipeline` the
+    next batch's ids travel between ranks while a batch is learned from; None is yes on GPUs and no on CPUs.
     """
 
     reserved: float = Field(default=0.15, ge=0, lt=1)
     lengths: dict[str, Annotated[float, Field(gt=0)]] = {}
     constraints: dict[str, TableConstraint] = {}
+    pipeline: bool | None = None
 
     def check_names(
         self, *, tables: Collection[str], listed: Collection[str], where: object

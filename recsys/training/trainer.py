@@ -199,7 +199,7 @@ def _loop(training: Training, journal: Journal | Silence, stop: StopRequest) -> 
     records = _with_last_evaluation(training, journal)
     window = _Window()
     progress = progress_to(training.total_steps, start=training.step)
-    with closing(training.feed.batches(training.position)) as batches, closing(progress):
+    with closing(training.batches()) as batches, closing(progress):
         while training.step < training.total_steps and not _out_of_patience(
             records, settings.patience
         ):

@@ -4,7 +4,7 @@ It is the same in one process as in many ranks (`recsys.ranks`): each rank takes
 losses and gradients are added up over ranks where they are made.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from recsys.evaluation.expert_statistics import ExpertWatch
 from recsys.evaluation.experts import headlines
 from recsys.evaluation.metrics import evaluate_tasks
 from recsys.evaluation.outcomes import Outcomes
-from recsys.feed import START
+from recsys.feed import START, PlacedBatch
 from recsys.models import RankingModel
 from recsys.models.embeddings.lookup import choose_backend, table_specs
 from recsys.models.experts import require_batch_rows
@@ -112,6 +112,17 @@ class Training:
             self.step, self.position = progress.step, progress.position
             self._saved_step = self.step
         self.model.train()
+
+    def batches(self) -> Generator[PlacedBatch, None, None]:
+        """This rank's batches from the present position on, without end; close the iterator."""
+        batches, asked = self.feed.batches(self.position), self.run.experiment.sharding.pipeline
+        ahead = self.device.type == "cuda" if asked is None else asked
+        if not ahead or world_size() == 1 or not self.model.embeddings.specs:
+            return batches
+        # Importing TorchRec takes seconds: only who shards tables pays.
+        from recsys.training.distributed.pipeline import read_ahead
+
+        return read_ahead(batches, self.model.embeddings, self.device)
 
     def advance(self, batch: Batch) -> Loss | None:
         """One step: forward, loss, backward with the tables' update in it, dense update; None if it was skipped.

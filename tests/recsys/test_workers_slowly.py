@@ -14,7 +14,6 @@ from typing import Any
 
 import psutil
 import pytest
-import torch
 
 from recsys.errors import ConfigError
 from recsys.evaluation.evaluate import evaluate
@@ -24,6 +23,7 @@ from recsys.training.distributed.launcher import launch
 from recsys.training.trainer import train
 from tests.recsys.test_skipped_steps import AT_THE_GATE, BEHIND_IT, Cells, data_with, listed
 from tests.recsys.test_workers import (
+    AHEAD,
     BATCHES,
     CASES,
     EXPERIMENT,
@@ -43,7 +43,9 @@ SLOW_CASES: dict[str, dict[str, Any]] = {
         kind: {"overrides": [f'objective.balance={{ kind = "{kind}" }}']}
         for kind in ("uncertainty", "gradnorm", "pcgrad", "famo")
     },
+    "famo-ahead": {"overrides": ['objective.balance={ kind = "famo" }', AHEAD]},
     "dropout": {"overrides": ["model.mixing.expert_dropout=0.2"]},
+    "dropout-ahead": {"overrides": ["model.mixing.expert_dropout=0.2", AHEAD]},
     "columns": {"overrides": [WIDE]},
     "adagrad-columns": {"overrides": [WIDE, "optimizer.embeddings=adagrad"]},
     "vector-columns": {
@@ -144,12 +146,19 @@ def test_balancing_methods_see_the_gradients_of_all_workers(trained: Trained, na
 
 
 @pytest.mark.slow
-def test_workers_that_stopped_go_on_to_equal_weights(trained: Trained) -> None:
+def test_a_second_look_at_a_batch_that_travelled_ahead_is_its_own(trained: Trained) -> None:
+    """FAMO computes the losses of a batch again, after its step, while the next batch's ids are on their way."""
+    assert_close(state_of(trained.folder / "famo-ahead"), state_of(trained.folder / "famo"), 0.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dropout", "dropout-ahead"])
+def test_workers_that_stopped_go_on_to_equal_weights(trained: Trained, name: str) -> None:
     """Dropout too: a checkpoint holds every rank's generators."""
-    stopped_at(trained.folder / "dropout", 8, trained.folder / "dropped")
-    start(trained.folder, {"dropped": {**CASES["dropout"], "resume": True}})
-    whole, resumed = (state_of(trained.folder / run) for run in ("dropout", "dropped"))
-    assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []
+    resumed = f"{name}-resumed"
+    stopped_at(trained.folder / name, 8, trained.folder / resumed)
+    start(trained.folder, {resumed: {**CASES[name], "resume": True}})
+    assert_close(state_of(trained.folder / resumed), state_of(trained.folder / "dropout"), 0.0)
 
 
 @pytest.mark.slow
@@ -249,11 +258,13 @@ def test_ctrl_c_ends_all_with_the_way_to_go_on(trained: Trained) -> None:
 
 
 @pytest.mark.slow
-def test_sigterm_ends_all_after_the_same_step(trained: Trained) -> None:
-    options = ("--set", "train.checkpoint_every=1000", "--set", "train.evaluate_every=2")
+@pytest.mark.parametrize("ahead", ["false", "true"])
+def test_sigterm_ends_all_after_the_same_step(trained: Trained, ahead: str) -> None:
+    options = ("--set", f"sharding.pipeline={ahead}")
+    options += ("--set", "train.checkpoint_every=1000", "--set", "train.evaluate_every=2")
     options += ("--set", "train.epochs=5000", "--set", "train.patience=5000")
-    run = trained.folder / "asked"
-    with started(trained.folder, "asked", *options) as process:
+    run = trained.folder / f"asked-{ahead}"
+    with started(trained.folder, run.name, *options) as process:
         workers = workers_at_work(process, run)
         process.terminate()
         (sentence,) = told(process)
@@ -282,16 +293,14 @@ def test_workers_skip_the_steps_that_one_process_skips(
     folder = tmp_path_factory.mktemp("skipping")
     data_with(cells, folder)
     (folder / "experiment.toml").write_text(EXPERIMENT, encoding="utf-8")
-    start(folder, {"mmoe": CASES["mmoe"]})
-    found = Trained(folder)
-    alone = found.alone("mmoe")
-    skipped = [
-        [(line["step"], line["row_keys"]) for line in listed(run)]
-        for run in (folder / "mmoe", alone)
-    ]
-    assert skipped[0] == skipped[1]
+    start(folder, {name: CASES[name] for name in ("mmoe", "ahead")})
+    alone = Trained(folder).alone("mmoe")
+    runs = (alone, folder / "mmoe", folder / "ahead")
+    skipped = [[(line["step"], line["row_keys"]) for line in listed(run)] for run in runs]
+    assert skipped[0] == skipped[1] == skipped[2]
     assert len(skipped[0]) == 2
     assert_close(state_of(folder / "mmoe"), state_of(alone), 1e-5)
+    assert_close(state_of(folder / "ahead"), state_of(folder / "mmoe"), 0.0)
 
 
 def workers_at_work(process: subprocess.Popen[str], run: Path) -> list[psutil.Process]:

@@ -30,17 +30,20 @@ _advance = Training.advance
 
 
 class Notes:
-    """The rows of each step, and in the end the tables' collections and parts, and digests of dense parameters."""
+    """The rows of each step and whether the next one's ids were sent meanwhile; collections, parts, dense digests."""
 
     def __init__(self) -> None:
         self.rows: list[list[int]] = []
+        self.sent: list[bool] = []
         self.training: Training | None = None
 
     def watch(self) -> None:
         def advance(training: Training, batch: Batch) -> Any:
             self.training = training
             self.rows.append(batch.row_key_B.tolist())
-            return _advance(training, batch)
+            loss = _advance(training, batch)
+            self.sent.append(_next_is_sent(training))
+            return loss
 
         Training.advance = advance  # type: ignore[method-assign]
 
@@ -58,11 +61,21 @@ class Notes:
         ]
         return {
             "rows": self.rows,
+            "sent": self.sent,
             "collections": [type(item).__name__ for item in tables.collections],
             "parts": parts,
             "dense": dense,
             "averages": averages,
         }
+
+
+def _next_is_sent(training: Training) -> bool:
+    """Whether all collections have sent what the next batch asks of them."""
+    tables: Any = training.model.embeddings.tables
+    if tables.ahead is None:
+        return False
+    sent = tables.ahead.contexts[1].input_dist_tensors_requests
+    return len(sent) == len(tables.collections)
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:

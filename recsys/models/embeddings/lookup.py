@@ -87,6 +87,10 @@ class Embeddings(nn.Module):
             valid=valid,
         )
 
+    def bags(self, batch: Batch) -> dict[str, Bags]:
+        """What a batch asks of each table, by its name."""
+        return self._joined(self._streams(batch))
+
     def set_learning_rate(self, rate: float) -> None:
         """Update tables at this rate from the next forward pass on."""
         self.tables.set_learning_rate(rate)
@@ -146,20 +150,16 @@ class Embeddings(nn.Module):
 
     def _look_up(self, batch: Batch) -> dict[str, Tensor]:
         """Per slot: [B, K] pooled, or for a sequence's token [N, K], its events in row order."""
-        counts: list[int] = batch.lengths_FB.sum(dim=1).tolist()
-        ids = dict(zip(self._names, torch.split(batch.values_N, counts), strict=True))
-        lengths = dict(zip(self._names, batch.lengths_FB.unbind(0), strict=True))
-        streams = {
-            slot.name: _bags(slot, ids[slot.name], lengths[slot.name]) for slot in self.slots
-        }
-        bags = {spec.name: _join([streams[name] for name in spec.streams]) for spec in self.specs}
+        streams = self._streams(batch)
+        bags = self._joined(streams)
         for spec in self.specs:
             _check_ids(bags[spec.name].ids_N, spec)
         summed = self.tables(bags)
         found: dict[str, Tensor] = {}
         for spec in self.specs:
             found |= _apart(summed[spec.name], {name: streams[name] for name in spec.streams})
-        weights = self._weights(batch, counts)
+        weights = self._weights(batch)
+        lengths = dict(zip(self._names, batch.lengths_FB.unbind(0), strict=True))
         for slot in self.slots:
             if slot.weighted:
                 found[slot.name] = weighted_pool(
@@ -172,11 +172,28 @@ class Embeddings(nn.Module):
                 found[slot.name] = found[slot.name] / lengths[slot.name].clamp(min=1)[:, None]
         return found
 
-    def _weights(self, batch: Batch, counts: list[int]) -> dict[str, Tensor]:
+    def _streams(self, batch: Batch) -> dict[str, Bags]:
+        """Per slot, its ids."""
+        ids, lengths = self._by_slot(batch, batch.values_N), batch.lengths_FB.unbind(0)
+        return {
+            slot.name: _bags(slot, ids[slot.name], lengths_B)
+            for slot, lengths_B in zip(self.slots, lengths, strict=True)
+        }
+
+    def _joined(self, streams: Mapping[str, Bags]) -> dict[str, Bags]:
+        """Per table, the ids of all of its slots."""
+        return {spec.name: _join([streams[name] for name in spec.streams]) for spec in self.specs}
+
+    def _weights(self, batch: Batch) -> dict[str, Tensor]:
         if not any(slot.weighted for slot in self.slots):
             return {}
         assert batch.weights_N is not None, "the batch lacks the weights of its ids"
-        return dict(zip(self._names, torch.split(batch.weights_N, counts), strict=True))
+        return self._by_slot(batch, batch.weights_N)
+
+    def _by_slot(self, batch: Batch, values_N: Tensor) -> dict[str, Tensor]:
+        """Of values in the order of a batch's ids, those of each slot."""
+        counts: list[int] = batch.lengths_FB.sum(dim=1).tolist()
+        return dict(zip(self._names, torch.split(values_N, counts), strict=True))
 
     def _block(self, side: BlockSide, found: Mapping[str, Tensor], batch: Batch) -> Tensor:
         parts = [

@@ -11,7 +11,7 @@ Which table is in which collection, and in which form, is `recsys.models.embeddi
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,12 @@ from recsys.ranks import largest
 
 # fbgemm's kernels read rows in vectors of four.
 DIM_MULTIPLE = 4
+
+
+class Ahead(Protocol):
+    """Who has sent ids to other ranks before their lookup is due, and so answers it."""
+
+    def look_up(self, bags: Mapping[str, Bags]) -> list[Any]: ...
 
 
 class TorchRecTables(nn.Module):
@@ -67,6 +73,7 @@ class TorchRecTables(nn.Module):
         self.collections = fused_collections(
             specs, config, optimizer=optimizer, device=device, form=self._form
         )
+        self.ahead: Ahead | None = None
         self._initialise = partial(initialise, specs=specs, config=config, seed=seed)
         if device.type != "meta":
             self.initialise()
@@ -76,7 +83,9 @@ class TorchRecTables(nn.Module):
         self._initialise(self.parts())
 
     def forward(self, bags: Mapping[str, Bags]) -> dict[str, Tensor]:
-        return self.by_table(self.look_up(self.streams(bags)), bags)
+        ahead = self.ahead
+        answers = self.look_up(self.streams(bags)) if ahead is None else ahead.look_up(bags)
+        return self._by_table(answers, bags)
 
     def streams(self, bags: Mapping[str, Bags]) -> list[KeyedJaggedTensor]:
         """The ids that each collection is asked for. Ranks agree on lengths here, so all come here in step."""
@@ -94,10 +103,10 @@ class TorchRecTables(nn.Module):
 
     def look_up(self, streams: Sequence[KeyedJaggedTensor]) -> list[Any]:
         """What each collection answers, which may still be on its way from other ranks."""
-        collections = self._collections()
-        return [collection(ids) for collection, ids in zip(collections, streams, strict=True)]
+        # The list is read anew each time: sharding replaces the modules in it.
+        return [collection(ids) for collection, ids in zip(self.collections, streams, strict=True)]
 
-    def by_table(self, answers: Sequence[Any], bags: Mapping[str, Bags]) -> dict[str, Tensor]:
+    def _by_table(self, answers: Sequence[Any], bags: Mapping[str, Bags]) -> dict[str, Tensor]:
         """The collections' answers as sums of these bags, by table."""
         found: dict[str, Tensor] = {}
         for spec, answer in zip(self._ragged_specs, answers, strict=False):
@@ -112,7 +121,7 @@ class TorchRecTables(nn.Module):
         return found
 
     def set_learning_rate(self, rate: float) -> None:
-        for collection in self._collections():
+        for collection in self.collections:
             optimizer = _optimizer(collection)
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -121,7 +130,7 @@ class TorchRecTables(nn.Module):
 
     def parts(self) -> list[Part]:
         found: list[Part] = []
-        for collection in self._collections():
+        for collection in self.collections:
             states = {
                 _table(key): state
                 for key, state in _optimizer(collection).state_dict()["state"].items()
@@ -131,10 +140,6 @@ class TorchRecTables(nn.Module):
                 state = states.get(table, {}).values()
                 found += _parts(table, weight, dict(zip(self._names, state, strict=False)))
         return found
-
-    def _collections(self) -> list[Any]:
-        # Read anew each time: sharding replaces the modules in the list.
-        return list(self.collections)
 
     def _strides(self, bags: Mapping[str, Bags]) -> list[int]:
         """Bags a stream of each collection of sums is filled up to, with empty ones.

@@ -1,0 +1,144 @@
+"""Batches whose ids are on their way to other ranks while the batch before is learned from.
+
+TorchRec's `TrainPipelineSparseDist` keeps three batches in flight:
+
+```
+step n     | copied to the device |        ids exchanged, n - 1 learned from        | looked up, learned from |
+step n + 1                        | copied to the device |  ids exchanged, n learned from  | ...
+```
+
+Only ids travel early: rows are looked up after the step before has updated them, so training is the same to the bit.
+Of TorchRec's class the stages are used and not its loop: a step here is more than a backward pass and an optimizer.
+It finds a model's lookups by tracing from the batch; `_Lookups` is all that it gets to see.
+"""
+
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, fields
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torchrec import KeyedJaggedTensor
+from torchrec.distributed.train_pipeline.train_pipelines import TrainPipelineSparseDist
+from torchrec.distributed.train_pipeline.utils import _override_input_dist_forwards
+from torchrec.streamable import Pipelineable
+
+from recsys.batch import Batch
+from recsys.feed import PlacedBatch, Position
+from recsys.models.embeddings.lookup import Embeddings
+from recsys.models.embeddings.tables import Bags
+from recsys.models.embeddings.torchrec import TorchRecTables
+
+
+def read_ahead(
+    batches: Generator[PlacedBatch, None, None], embeddings: Embeddings, device: torch.device
+) -> Generator[PlacedBatch, None, None]:
+    """The same batches, on the device, whose lookup finds the ids exchanged; sharded tables of several ranks.
+
+    While they are taken, other lookups of the same tables go their own way. Close the iterator to end that.
+    """
+    tables = embeddings.tables
+    assert isinstance(tables, TorchRecTables)
+    ahead = _Ahead(tables, device)
+    tables.ahead = ahead
+    try:
+        with closing(batches):
+            ready = (
+                _Ready(item.position, item.batch, tables.streams(embeddings.bags(item.batch)))
+                for item in batches
+            )
+            yield from ahead.in_turn(ready)
+    finally:
+        tables.ahead = None
+        ahead.detach()
+
+
+@dataclass(frozen=True, eq=False)
+class _Ready(Pipelineable):  # type: ignore[misc] # a class without types
+    """A batch and what its ids ask each collection for."""
+
+    position: Position
+    batch: Batch
+    streams: list[KeyedJaggedTensor]
+
+    def to(self, device: torch.device, non_blocking: bool) -> "_Ready":
+        streams = [stream.to(device, non_blocking=non_blocking) for stream in self.streams]
+        return _Ready(self.position, self.batch.to(device), streams)
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        for item in fields(self.batch):
+            tensor: Tensor | None = getattr(self.batch, item.name)
+            if tensor is not None:
+                tensor.record_stream(stream)
+        for ids in self.streams:
+            ids.record_stream(stream)
+
+
+class _Lookups(nn.Module):
+    """The lookups of a batch, as TorchRec can trace them."""
+
+    def __init__(self, collections: nn.ModuleList) -> None:
+        super().__init__()
+        self.collections = collections
+
+    def forward(self, ready: _Ready) -> list[Any]:
+        return [collection(ready.streams[i]) for i, collection in enumerate(self.collections)]
+
+
+class _Ahead(TrainPipelineSparseDist):  # type: ignore[misc] # a class without types
+    """TorchRec's pipeline over the collections of tables; the contract is `recsys.models.embeddings.torchrec.Ahead`."""
+
+    def __init__(self, tables: TorchRecTables, device: torch.device) -> None:
+        # Its optimizer is that of its own loop, which is not used.
+        super().__init__(_Lookups(tables.collections), cast(Any, None), device)
+        self._tables = tables
+        # Whether the present batch has not been looked up yet, and whether the next one's ids have been sent.
+        self._is_due = False
+        self._is_sent = False
+
+    def in_turn(self, ready: Iterator[_Ready]) -> Iterator[PlacedBatch]:
+        """Each batch when its lookup is due."""
+        self.fill_pipeline(ready)
+        assert self._pipelined_modules == list(self._tables.collections), "some were not traced"
+        while self.batches:
+            self._wait_for_batch()
+            if len(self.batches) > 1:
+                # Ranks tell each other how many ids will come.
+                self.start_sparse_data_dist(self.batches[1], self.contexts[1])
+            self.enqueue_batch(ready)
+            self._is_due, self._is_sent = True, False
+            yield PlacedBatch(self.batches[0].position, self.batches[0].batch)
+            # A step that was skipped has looked nothing up.
+            self._is_due = False
+            self._send_next()
+            self.dequeue_batch()
+
+    def look_up(self, bags: Mapping[str, Bags]) -> list[Any]:
+        """What the collections answer to the present batch, the first time; then, and to other bags, as ever."""
+        if not self._is_due:
+            with self._aside():
+                return self._tables.look_up(self._tables.streams(bags))
+        self._is_due = False
+        answers = [collection(None) for collection in self._tables.collections]
+        self._send_next()
+        return answers
+
+    def _send_next(self) -> None:
+        """Send the ids of the next batch, which then travel while the present one is learned from."""
+        if len(self.batches) > 1 and not self._is_sent:
+            self.wait_sparse_data_dist(self.contexts[1])
+        self._is_sent = True
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """The collections as they were before TorchRec's pipeline changed them; what is on its way stays so."""
+        modules = self._pipelined_modules
+        changed = [module.forward for module in modules]
+        self.detach()
+        try:
+            yield
+        finally:
+            for module, forward in zip(modules, changed, strict=True):
+                module.forward = forward
+            self._original_kjt_dist_forwards = _override_input_dist_forwards(modules)
