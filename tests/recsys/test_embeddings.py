@@ -18,13 +18,8 @@ from recsys.batch import Batch, from_encoded
 from recsys.errors import ArtifactError, ConfigError, DataError
 from recsys.layout import slots
 from recsys.models.embeddings.fused import RAGGED, one_stream
-from recsys.models.embeddings.lookup import (
-    Embeddings,
-    choose_backend,
-    pad,
-    table_specs,
-    weighted_pool,
-)
+from recsys.models.embeddings.lookup import Embeddings, choose_backend, table_specs
+from recsys.models.embeddings.pooling import pad, weighted_pool
 from recsys.models.embeddings.tables import EmbeddingsConfig
 from recsys.models.embeddings.updates import TableOptimizer
 from recsys.models.inputs import Blocks
