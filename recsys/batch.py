@@ -4,6 +4,7 @@ Axes: **F** sparse slots, **B** rows, **N** ids in the batch, **D** dense values
 are in the order of `recsys.layout`, tasks in the schema's. Ids are slot-major, as `recsys.collate` packs them.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -42,12 +43,21 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on a device."""
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        """The batch of what a function gives for each tensor."""
         tensors = {item.name: getattr(self, item.name) for item in fields(self)}
-        moved: dict[str, Any] = {
-            name: None if tensor is None else tensor.to(device, non_blocking=True)
-            for name, tensor in tensors.items()
+        mapped: dict[str, Any] = {
+            name: None if tensor is None else function(tensor) for name, tensor in tensors.items()
         }
-        return Batch(**moved)
+        return Batch(**mapped)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that it holds."""
+        found = [getattr(self, item.name) for item in fields(self)]
+        return [tensor for tensor in found if tensor is not None]
 
 
 def from_encoded(encoded: pa.Table, schema: Schema) -> Batch:

@@ -14,7 +14,7 @@ It finds a model's lookups by tracing from the batch; `_Lookups` is all that it 
 
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -63,16 +63,17 @@ class _Ready(Pipelineable):  # type: ignore[misc] # a class without types
     streams: list[KeyedJaggedTensor]
 
     def to(self, device: torch.device, non_blocking: bool) -> "_Ready":
-        streams = [stream.to(device, non_blocking=non_blocking) for stream in self.streams]
-        return _Ready(self.position, self.batch.to(device), streams)
+        batch, streams = self.batch, self.streams
+        if device.type == "cuda":
+            # The host would wait for a copy of other memory.
+            batch = batch.map(Tensor.pin_memory)
+            streams = [stream.pin_memory() for stream in streams]
+        moved = [stream.to(device, non_blocking=non_blocking) for stream in streams]
+        return _Ready(self.position, batch.to(device), moved)
 
     def record_stream(self, stream: torch.Stream) -> None:
-        for item in fields(self.batch):
-            tensor: Tensor | None = getattr(self.batch, item.name)
-            if tensor is not None:
-                tensor.record_stream(stream)
-        for ids in self.streams:
-            ids.record_stream(stream)
+        for item in (*self.batch.tensors, *self.streams):
+            item.record_stream(stream)
 
 
 class _Lookups(nn.Module):
