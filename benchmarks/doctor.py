@@ -29,7 +29,8 @@ import torch
 from recsys.batch import Batch
 from recsys.experiment import load_experiment
 from recsys.models.precision import use_fast_float32
-from recsys.run import create_run, open_run
+from recsys.new_run import new_run
+from recsys.run import open_run
 from recsys.training import training as training_module
 from recsys.training.training import Training
 
@@ -78,8 +79,8 @@ def write_data(folder: Path, *, rows: int) -> None:
 def new_training(folder: Path, run: str, *, mixing: str, batch: int) -> Training:
     overrides = (f"model.mixing={mixing}", f"data.batch_size={batch}", "train.threads=1")
     experiment = load_experiment(folder / "log" / "experiment.toml", overrides=overrides)
-    create_run(folder / run, experiment)
-    return Training(open_run(folder / run))
+    with new_run(folder / run, experiment):
+        return Training(open_run(folder / run))
 
 
 def first_epoch(training: Training) -> list[Batch]:

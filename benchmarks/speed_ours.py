@@ -16,7 +16,8 @@ from speed_job import Job, experiment_of
 from recsys.feed import START
 from recsys.memory import keep_freed_memory
 from recsys.models.precision import use_fast_float32
-from recsys.run import create_run, open_run
+from recsys.new_run import new_run
+from recsys.run import open_run
 from recsys.training.training import Training
 
 _WARM_STEPS = 2
@@ -32,11 +33,11 @@ def job_in(folder: Path) -> Job:
 def training_of(folder: Path, run: Path, **train: Any) -> Training:
     """A new training of the job on `train["day"]`, set up as `recsys train` does."""
     data = {"train": [train.pop("day", "train")]}
-    create_run(run, experiment_of(job_in(folder), folder, data=data, train=train))
     torch.set_num_threads(train.get("threads", 1))
     use_fast_float32(torch.device("cpu"))
     keep_freed_memory()
-    return Training(open_run(run))
+    with new_run(run, experiment_of(job_in(folder), folder, data=data, train=train)):
+        return Training(open_run(run))
 
 
 def one_epoch(training: Training, steps: int | None = None) -> int:

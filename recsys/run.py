@@ -10,14 +10,13 @@ run/
   skipped_steps.jsonl  steps whose loss or gradient was not finite, if there are any, with their rows' keys
   checkpoints/      publications of kind "checkpoint", with pointers CURRENT (newest) and BEST
   tensorboard/
+  training.lock     held by the process that trains it (`recsys.hold`)
 ```
 
 A checkpoint holds the model in `program.safetensors`, `tables.safetensors` and `id_maps/`; what else it holds is for
 training alone (`recsys.training.checkpoint`). No file of a run is a pickle.
 """
 
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,19 +32,18 @@ from recsys.models import RankingModel, build_model
 from recsys.models.embeddings.stored import read_tables, write_tables
 from recsys.models.embeddings.tables import EmbeddingsConfig
 from recsys.models.embeddings.updates import TableOptimizer
-from recsys.parent import FILE as PARENT
 from recsys.parent import Parent, read_parent
-from recsys.publish import CURRENT, Published, fsync_tree, resolve, versions
+from recsys.publish import CURRENT, Published, resolve, versions
 from recsys.ranks import is_first, ranks_here
 from recsys.schema import Schema, parse_schema
 from recsys.tensor_files import read_tensors, stored_tensors, write_tensors
 
 BEST = "BEST"
 CHECKPOINT_KIND = "checkpoint"
-_EXPERIMENT = "experiment.json"
-_SCHEMA = "schema.json"
-_ENCODER = "encoder"
-_METRICS = "metrics.jsonl"
+EXPERIMENT = "experiment.json"
+SCHEMA = "schema.json"
+ENCODER = "encoder"
+METRICS = "metrics.jsonl"
 _SKIPPED = "skipped_steps.jsonl"
 PROGRAM = "program.safetensors"
 TABLES = "tables.safetensors"
@@ -66,7 +64,7 @@ class RunDirectory:
 
     @property
     def metrics(self) -> Path:
-        return self.path / _METRICS
+        return self.path / METRICS
 
     @property
     def parent(self) -> Parent | None:
@@ -123,43 +121,6 @@ class TrainedRun:
         return self.directory.encoder
 
 
-def create_run(path: Path, experiment: Experiment, *, parent: Parent | None = None) -> None:
-    """Make a new run directory for an experiment. It appears as a whole or not at all.
-
-    A run that never began (no metrics) is replaced. Raises ArtifactError when the path holds anything else, and what
-    loading the schema and the encoder raises.
-    """
-    _require_free(path)
-    encoder = fitted_encoder(experiment)
-    schema = encoder.schema
-    draft = path.parent / f".draft-{path.name}-{os.getpid()}"
-    try:
-        draft.mkdir(parents=True)
-        # Paths are relative to where the run will lie; it is the draft's neighbour, so they hold there too.
-        portable = experiment.model_copy(update={"schema_file": path / _SCHEMA})
-        (draft / _EXPERIMENT).write_text(portable.to_json(path), encoding="utf-8")
-        (draft / _SCHEMA).write_text(schema.to_json(), encoding="utf-8")
-        encoder.write(draft / _ENCODER)
-        if parent is not None:
-            (draft / PARENT).write_text(parent.to_json(path), encoding="utf-8")
-        if path.is_dir():
-            shutil.rmtree(path)
-        fsync_tree(draft)
-        draft.rename(path)
-    except OSError as error:
-        raise ArtifactError(
-            f"{path}: cannot be written ({error.strerror}); choose another place"
-        ) from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-def remove_unless_begun(run: RunDirectory) -> None:
-    """Take a run away that ended before its first record."""
-    if not run.metrics.exists():
-        shutil.rmtree(run.path)
-
-
 def fitted_encoder(experiment: Experiment) -> Encoder:
     """The encoder that an experiment names, with the experiment's schema.
 
@@ -170,24 +131,22 @@ def fitted_encoder(experiment: Experiment) -> Encoder:
 
 def holds_run(path: Path) -> bool:
     """Whether a run lies in a directory."""
-    return (path / _EXPERIMENT).is_file()
+    return (path / EXPERIMENT).is_file()
 
 
 def open_run(path: Path) -> RunDirectory:
     """The run directory at a path. Raises ArtifactError when there is none or its files do not fit each other."""
     if not holds_run(path):
         raise ArtifactError(
-            f"{path}: holds no run (no {_EXPERIMENT}); check the path, or train first"
+            f"{path}: holds no run (no {EXPERIMENT}); check the path, or train first"
         )
-    experiment = load_experiment(path / _EXPERIMENT)
+    experiment = load_experiment(path / EXPERIMENT)
     try:
-        schema = parse_schema(
-            (path / _SCHEMA).read_text(encoding="utf-8"), where=str(path / _SCHEMA)
-        )
+        schema = parse_schema((path / SCHEMA).read_text(encoding="utf-8"), where=str(path / SCHEMA))
     except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path / _SCHEMA}: cannot be read ({error}); train again") from error
+        raise ArtifactError(f"{path / SCHEMA}: cannot be read ({error}); train again") from error
     return RunDirectory(
-        path, experiment, schema, _encoder_for(read_encoder(path / _ENCODER), schema, experiment)
+        path, experiment, schema, _encoder_for(read_encoder(path / ENCODER), schema, experiment)
     )
 
 
@@ -302,17 +261,6 @@ def choose_threads(asked: int | None) -> int:
     costs more than a second thread gains. Torch's own choice, which heeds OMP_NUM_THREADS, is the limit.
     """
     return asked or max(1, min(torch.get_num_threads(), available_cores() // 2 // ranks_here()))
-
-
-def _require_free(path: Path) -> None:
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return
-    if not holds_run(path):
-        raise ArtifactError(f"{path}: holds other files; choose another directory for the run")
-    if (path / _METRICS).exists():
-        raise ArtifactError(
-            f"{path}: holds a run already; resume it (--resume), choose another directory, or remove it"
-        )
 
 
 def _encoder_for(encoder: Encoder, schema: Schema, experiment: Experiment) -> Encoder:

@@ -6,7 +6,9 @@ and must neither change nor add a file. `...` in a sentence stands for any text.
 """
 
 import ast
+import fcntl
 import gzip
+import os
 import re
 import shutil
 import socket
@@ -253,6 +255,14 @@ def built(folder: Path) -> None:
 def evaluated_elsewhere(folder: Path) -> None:
     """A second report, of another day."""
     assert run(folder, "evaluate run other --days 2026-10-03", pytest.MonkeyPatch()).code == 0
+
+
+def trained_by_another(folder: Path) -> None:
+    """The run as a process holds it that is training it."""
+    lock = folder / "run" / "training.lock"
+    lock.write_text('{"process": 4711, "host": "trainer-1"}', encoding="utf-8")
+    # Never closed: the end of the tests lets go of it.
+    fcntl.flock(os.open(lock, os.O_RDWR), fcntl.LOCK_EX)
 
 
 def folder(name: str) -> Change:
@@ -1110,6 +1120,10 @@ CASES = [
          says="--set 'train.epochs.x=3': 'epochs' is a value, not a section"),
     case("train: a run is there", "train experiment.toml",
          says="run: holds a run already; resume it (--resume), choose another directory, or remove it"),
+    case("train: a run that another process trains", "train experiment.toml", trained_by_another,
+         says="run: process 4711 on trainer-1 is training this run, so nothing was changed; wait for it or stop it, then run the same command again, or choose another directory"),
+    case("train: resume a run that another process trains", "train experiment.toml run --resume", trained_by_another,
+         says="run: process 4711 on trainer-1 is training this run, so nothing was changed; wait for it or stop it, then run the same command again, or choose another directory"),
     case("train: the folder holds other files", "train experiment.toml data",
          says="data: holds other files; choose another directory for the run"),
     case("train: a place that is a file", "train experiment.toml log.csv",
@@ -1699,6 +1713,7 @@ ELSEWHERE: dict[str, str] = {
     "recsys/fitting.py: feature ...: its numbers are too large for a": "pipelines.build says it first, with its file",
     "recsys/fitting.py: fit: no training rows; check the source, the": "pipelines.build says it first, with its file",
     "recsys/golden.py": DAMAGE,
+    "recsys/hold.py: train.not_held": "a file system without locks; tests/recsys/test_hold.py",
     "recsys/idmap.py": DAMAGE,
     "recsys/measures.py": CALLER,
     "recsys/models/embeddings/lookup.py": "damage, and an installation without TorchRec",

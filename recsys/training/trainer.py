@@ -11,26 +11,26 @@ import gc
 import logging
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from recsys.errors import ConfigError, TrainingStopped, UserError
+from recsys.errors import ConfigError, TrainingStopped
 from recsys.experiment import Experiment, load_experiment
+from recsys.hold import held
 from recsys.memory import keep_freed_memory
 from recsys.models.precision import use_fast_float32
+from recsys.new_run import new_run
 from recsys.publish import writing
 from recsys.ranks import is_first, on_first
 from recsys.run import (
     RunDirectory,
     choose_device,
     choose_threads,
-    create_run,
     open_run,
-    remove_unless_begun,
 )
 from recsys.training.checkpoint import mark_best
 from recsys.training.ids import id_records
@@ -91,31 +91,35 @@ def train(
 
     With `warm_start`, a run or a checkpoint of one, a new run begins with what that one has learned. A run that was
     stopped before its first checkpoint starts again; a finished one is reported as it is. Raises ArtifactError when
-    there is a run already and `resume` was not asked for (or none, and it was), when the run's schema, days or encoder
-    do not fit, ConfigError when a resumed run was started with another experiment, TrainingError when the loss stops
-    being a number, and TrainingStopped when SIGTERM asked to stop: then the newest checkpoint is of the last step.
+    there is a run already and `resume` was not asked for (or none, and it was), when another process trains it, when
+    the run's schema, days or encoder do not fit, ConfigError when a resumed run was started with another experiment,
+    TrainingError when the loss stops being a number, and TrainingStopped when SIGTERM asked to stop: then the newest
+    checkpoint is of the last step.
     """
     asked = load_experiment(experiment) if isinstance(experiment, Path) else experiment
-    if resume:
-        if warm_start is not None:
-            raise ConfigError(
-                "--resume goes on with a run, --warm-start begins a new one from another; leave one of them out"
-            )
-        directory = open_run(run)
-        _require_same(directory, asked)
+    with ExitStack() as hold:
+        if resume:
+            if warm_start is not None:
+                raise ConfigError(
+                    "--resume goes on with a run, --warm-start begins a new one from another; leave one of them out"
+                )
+            directory = open_run(run)
+            _require_same(directory, asked)
+            on_first(lambda: _go_on_with(run, hold))
+        else:
+            on_first(lambda: _begin(run, asked, warm_start, hold))
+            directory = open_run(run)
         return _fit(directory)
-    on_first(lambda: _create(run, asked, warm_start))
-    new = open_run(run)
-    try:
-        return _fit(new)
-    except UserError:
-        if is_first():
-            remove_unless_begun(new)
-        raise
 
 
-def _create(run: Path, asked: Experiment, warm_start: Path | None) -> None:
-    create_run(run, asked, parent=None if warm_start is None else choose_parent(warm_start))
+def _go_on_with(run: Path, hold: ExitStack) -> None:
+    with writing(run):
+        hold.enter_context(held(run))
+
+
+def _begin(run: Path, asked: Experiment, warm_start: Path | None, hold: ExitStack) -> None:
+    parent = None if warm_start is None else choose_parent(warm_start)
+    hold.enter_context(new_run(run, asked, parent=parent))
 
 
 @dataclass

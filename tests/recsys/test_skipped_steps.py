@@ -15,8 +15,9 @@ from recsys.days import open_days
 from recsys.errors import TrainingError
 from recsys.experiment import Experiment, load_experiment
 from recsys.feed import Feed, in_order
+from recsys.new_run import new_run
 from recsys.publish import versions
-from recsys.run import create_run, open_run
+from recsys.run import open_run
 from recsys.tensor_files import read_tensors
 from recsys.training.soundness import Soundness
 from recsys.training.trainer import FinishedRun, train
@@ -96,8 +97,8 @@ def listed(run: Path) -> list[dict[str, Any]]:
 
 def told_before(experiment: Experiment, run: Path, *, by: Path) -> None:
     """A run that knows from its first step on which ones another skipped: it never looks at their batches."""
-    create_run(run, experiment)
-    (run / "skipped_steps.jsonl").write_bytes((by / "skipped_steps.jsonl").read_bytes())
+    with new_run(run, experiment):
+        (run / "skipped_steps.jsonl").write_bytes((by / "skipped_steps.jsonl").read_bytes())
     train(experiment, run, resume=True)
 
 

@@ -25,7 +25,8 @@ from recsys.fitting import fit
 from recsys.hashing import hash_ids
 from recsys.id_days import take_in
 from recsys.idmap import ID_MAPS, IdMap, empty_id_maps, table_rows
-from recsys.run import create_run, load_run, new_model, open_run
+from recsys.new_run import new_run
+from recsys.run import load_run, new_model, open_run
 from recsys.schema import Schema
 from recsys.tensor_files import read_tensors
 from recsys.training.journal import read_records
@@ -285,9 +286,8 @@ def test_a_warm_start_goes_on_with_the_map_and_begins_evicted_rows_anew(
         "data.test=2026-01-01",
         f"model.embeddings.backend={backend}",
     )
-    create_run(tmp_path / "next", experiment_of(data, *overrides), parent=choose_parent(run))
-
-    going_on = Training(open_run(tmp_path / "next"))
+    with new_run(tmp_path / "next", experiment_of(data, *overrides), parent=choose_parent(run)):
+        going_on = Training(open_run(tmp_path / "next"))
 
     newest = open_days(data.directory, ["2026-01-03"], encoder=data.encoder)
     expected_maps, taken = take_in(newest, parent.id_maps)
@@ -331,9 +331,8 @@ def test_a_table_with_other_rows_keeps_the_ids_that_it_has_room_for(
         tmp_path / "experiment.toml",
         overrides=("data.train=2026-01-03", "data.validation=2026-01-02", "data.test=2026-01-02"),
     )
-    create_run(tmp_path / "next", experiment, parent=choose_parent(run))
-
-    found = Training(open_run(tmp_path / "next")).model.embeddings
+    with new_run(tmp_path / "next", experiment, parent=choose_parent(run)):
+        found = Training(open_run(tmp_path / "next")).model.embeddings
 
     parent = load_run(run)
     old, new = parent.id_maps["item"].admitted, found.id_maps["item"].admitted

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from logging.handlers import QueueHandler, QueueListener
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from recsys.errors import ArtifactError, ConfigError, TrainingError, UserError
 from recsys.experiment import Experiment
-from recsys.ranks import largest, ranks_here
+from recsys.hold import wait_until_unheld
+from recsys.ranks import is_first, largest, ranks_here
 from recsys.training.distributed.ray_cluster import (
     check_room,
     cluster,
@@ -38,6 +40,9 @@ from recsys.training.distributed.ray_cluster import (
 from recsys.training.distributed.restarts import WorkerLost, with_restarts
 from recsys.training.distributed.workers import TIMEOUT, backend, joined
 from recsys.training.trainer import FinishedRun, train
+
+# How long a worker of a lost attempt may take to end, whose machine Ray may not reach any more.
+_ENDING_SECONDS = 120
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,10 @@ class Fleet:
 
 @dataclass(frozen=True)
 class _Job:
-    """What each worker is told. `mark` is a file beside the run, there while they work; `log` takes log records."""
+    """What each worker is told. `mark` is a file beside the run, there while they work; `log` takes log records.
+
+    `restarts` counts the attempts before this one.
+    """
 
     experiment: Experiment
     run: Path
@@ -60,6 +68,7 @@ class _Job:
     log: Any
     resume: bool
     warm_start: Path | None
+    restarts: int
 
 
 def train_on_ray(
@@ -83,12 +92,13 @@ def train_on_ray(
     cpus = fleet.workers * (experiment.train.threads or 1) + 1
     with cluster(fleet.address, cpus=cpus):
         parent = None if warm_start is None else warm_start.absolute()
+        attempts = count()
 
         def attempt(again: bool) -> FinishedRun:
             begin = None if again and not resume else parent
             check_room(resources(experiment, fleet.least), address=fleet.address)
             with _mark_beside(path) as mark, _listening() as log:
-                return _fit(_Job(experiment, path, mark, log, again, begin), fleet)
+                return _fit(_Job(experiment, path, mark, log, again, begin, next(attempts)), fleet)
 
         check_room(resources(experiment, fleet.workers), address=fleet.address)
         return with_restarts(attempt, path, resume=resume, max_restarts=fleet.max_restarts)
@@ -146,6 +156,8 @@ def _train(config: dict[str, _Job]) -> FinishedRun:
     with joined():
         require_shared(job.mark, job.run)
         _even_out()
+        if job.restarts and is_first():
+            wait_until_unheld(job.run, seconds=_ENDING_SECONDS)
         return train(job.experiment, job.run, resume=job.resume, warm_start=job.warm_start)
 
 
