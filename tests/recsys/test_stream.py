@@ -31,9 +31,9 @@ DAYS = ["2026-01-01", "2026-01-02"]
 ROWS = {"2026-01-01": 300, "2026-01-02": 250}
 
 
-def publish_raw(folder: Path) -> Path:
+def publish_raw(folder: Path, rows: dict[str, int] = ROWS) -> Path:
     """The raw rows of `small_data`, published beside its encoded days."""
-    for number, (day, count) in enumerate(ROWS.items()):
+    for number, (day, count) in enumerate(rows.items()):
         raw = raw_rows(count, seed=number)
         keys = pa.array(np.arange(1_000_000 * number, 1_000_000 * number + count))
         metadata = {"rows": count, "rules_digest": "rules", "labels_digest": "labels"}

@@ -77,10 +77,10 @@ def schema_toml() -> str:
     return text
 
 
-def unbounded_data(root: Path) -> SmallData:
+def unbounded_data(root: Path, rows: dict[str, int] = DAYS) -> SmallData:
     (root / "schema.toml").write_text(schema_toml(), encoding="utf-8")
     (root / "experiment.toml").write_text(EXPERIMENT, encoding="utf-8")
-    raw = {day: raw_rows(count, seed=seed) for seed, (day, count) in enumerate(DAYS.items())}
+    raw = {day: raw_rows(count, seed=seed) for seed, (day, count) in enumerate(rows.items())}
     schema = Schema.parse(tomllib.loads(schema_toml()), where="schema.toml")
     data = SmallData(root, fit(schema, [next(iter(raw.values()))]))
     data.encoder.save(root / "encoder")
