@@ -24,6 +24,7 @@ from recsys.models.embeddings.tables import EmbeddingsConfig
 from recsys.models.embeddings.updates import TableOptimizer
 from recsys.models.inputs import Blocks
 from recsys.schema import Schema
+from tests.recsys.table_state import optimizer_state
 
 TREE = tomllib.loads("""
 [columns]
@@ -235,7 +236,7 @@ def test_tables_train_like_dense_ones_with_one_update_a_step(
     sums = train_by_hand(schema, expected, batches, epsilon=epsilon, start=start)
     for name, table in module.table_weights().items():
         torch.testing.assert_close(table, expected[name], rtol=1e-5, atol=2e-6)
-        torch.testing.assert_close(module.optimizer_state()[name], sums[name], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(optimizer_state(module)[name], sums[name], rtol=1e-5, atol=1e-6)
 
 
 @each_backend
@@ -291,7 +292,7 @@ def test_a_step_changes_the_rows_it_read_and_no_other(schema: Schema, backend: s
     for name, table in module.table_weights().items():
         changed = (table != before[name]).any(dim=1).nonzero().flatten().tolist()
         assert set(changed) == read[name]
-        assert set(module.optimizer_state()[name].nonzero().flatten().tolist()) == read[name]
+        assert set(optimizer_state(module)[name].nonzero().flatten().tolist()) == read[name]
 
 
 @each_backend
@@ -300,9 +301,7 @@ def test_no_gradient_of_a_tables_size_exists(backend: str) -> None:
     large = TREE | {"tables": {**TREE["tables"], "item": {"rows": rows, "dim": 8}}}
     schema = Schema.parse(large, where="schema.toml")
     module = embeddings(schema, backend)
-    with Allocations(
-        [*module.table_weights().values(), *module.optimizer_state().values()]
-    ) as made:
+    with Allocations([*module.table_weights().values(), *optimizer_state(module).values()]) as made:
         total = some_loss(module(random_batch(schema, 0)))
         total.backward()  # type: ignore[no-untyped-call]
     assert made.largest
@@ -368,7 +367,7 @@ def test_a_checkpoint_of_one_backend_continues_in_another(
     some_loss(first(random_batch(schema, 0))).backward()  # type: ignore[no-untyped-call]
     second.load_table_weights({name: item.clone() for name, item in first.table_weights().items()})
     second.load_optimizer_state(
-        {name: item.clone() for name, item in first.optimizer_state().items()}
+        {name: item.clone() for name, item in optimizer_state(first).items()}
     )
     for module in (first, second):
         some_loss(module(random_batch(schema, 1))).backward()  # type: ignore[no-untyped-call]
@@ -484,7 +483,7 @@ def test_a_schema_without_tables_has_blocks_of_dense_values(backend: str) -> Non
     assert (found.candidate_NI == batch.dense_BD[:, :1]).all()
     assert (found.user_UI == batch.dense_BD[:, 1:2]).all()
     module.set_learning_rate(RATE)
-    assert module.table_weights() == module.optimizer_state() == {}
+    assert module.table_weights() == optimizer_state(module) == {}
 
 
 def test_events_are_left_aligned_with_zeros_behind() -> None:

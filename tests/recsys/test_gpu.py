@@ -15,6 +15,7 @@ from recsys.training.balancing.method import Plain
 from recsys.training.forward import Forward
 from recsys.training.objective import build_objective
 from recsys.training.optim import Optimizer
+from tests.recsys.table_state import optimizer_state
 from tests.recsys.test_embeddings import TREE, random_batch
 
 pytestmark = pytest.mark.gpu
@@ -55,7 +56,7 @@ def trained(
 
 def state_of(model: RankingModel) -> dict[str, Tensor]:
     tables = model.embeddings.table_weights() | {
-        f"state of {name}": item for name, item in model.embeddings.optimizer_state().items()
+        f"state of {name}": item for name, item in optimizer_state(model.embeddings).items()
     }
     return {name: item.cpu() for name, item in (model.program.state_dict() | tables).items()}
 

@@ -34,6 +34,7 @@ from recsys.training.trainer import train
 from recsys.training.training import Training
 from recsys.training.warm_start import choose_parent
 from tests.recsys.small_data import SCHEMA_TOML, SmallData, raw_rows
+from tests.recsys.table_state import optimizer_state
 
 DAYS = {"2026-01-01": 300, "2026-01-02": 250, "2026-01-03": 200}
 # 100 items and 40 users ask for 60 and 28 rows.
@@ -302,7 +303,7 @@ def test_a_warm_start_goes_on_with_the_map_and_begins_evicted_rows_anew(
         rows = np.concatenate([[0, 1], new.row_E[kept]])
         assert np.array_equal(new.row_E[kept], old.row_E[np.isin(old.hash_E, new.hash_E)])
         others = np.setdiff1d(np.arange(len(fresh.table_weights()[name])), rows)
-        weights, sums = embeddings.table_weights()[name], embeddings.optimizer_state()[name]
+        weights, sums = embeddings.table_weights()[name], optimizer_state(embeddings)[name]
         assert torch.equal(weights[rows], before.table_weights()[name][rows])
         assert torch.equal(weights[others], fresh.table_weights()[name][others])
         assert torch.equal(sums[rows], begun[name][rows])

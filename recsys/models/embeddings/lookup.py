@@ -25,7 +25,6 @@ from recsys.models.embeddings.read_only import StoredTables
 from recsys.models.embeddings.tables import (
     Bags,
     EmbeddingsConfig,
-    Part,
     Readable,
     Tables,
     TableSpec,
@@ -96,7 +95,8 @@ class Embeddings(nn.Module):
 
     def table_weights(self) -> dict[str, Tensor]:
         """Views of the tables' rows by table name, [rows, K], in a process that holds them whole."""
-        return {part.table: part.weight_RK for part in self._whole_tables()}
+        assert world_size() == 1, "a rank holds parts of the tables"
+        return {part.table: part.weight_RK for part in self.tables.parts()}
 
     def readable_weights(self) -> Mapping[str, Readable]:
         """As `table_weights`, to be read in parts where the tables lie in a file."""
@@ -114,14 +114,6 @@ class Embeddings(nn.Module):
         with torch.no_grad():
             for part in self.tables.parts():
                 _fill(part.weight_RK, weights[part.table], (part.rows, part.columns))
-
-    def optimizer_state(self) -> dict[str, Tensor]:
-        """Views of what the optimizer remembers, by `Quantity.key`, as `table_weights`."""
-        return {
-            item.key(part.table): part.state[item.name]
-            for part in self._whole_tables()
-            for item in self.quantities
-        }
 
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of what the optimizer remembers of whole tables, by `Quantity.key`."""
@@ -142,10 +134,6 @@ class Embeddings(nn.Module):
     @property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         return {spec.name: (spec.rows, spec.dim) for spec in self.specs}
-
-    def _whole_tables(self) -> list[Part]:
-        assert world_size() == 1, "a rank holds parts of the tables"
-        return self.tables.parts()
 
     def _look_up(self, batch: Batch) -> dict[str, Tensor]:
         """Per slot: [B, K] pooled, or for a sequence's token [N, K], its events in row order."""
