@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from recsys.models.embeddings.plain import sum_rows
 from recsys.models.embeddings.tables import Bags, Part
+from recsys.models.embeddings.whole import sum_rows
 from recsys.tensor_files import StoredTensor
 
 
