@@ -63,15 +63,23 @@ def add_up_uses(part: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def add_up_all(parts: Sequence[Tensor]) -> None:
-    """Put the sums over ranks in the place of tensors of one type, by one message."""
+def added_up(parts: Sequence[Tensor]) -> list[Tensor]:
+    """The sums over ranks of tensors of one type, the same bits on each, by one message."""
     if world_size() == 1 or not parts:
-        return
+        return list(parts)
     flat = torch.cat([part.flatten() for part in parts])
     dist.all_reduce(flat)
     pieces = torch.split(flat, [part.numel() for part in parts])
-    for part, piece in zip(parts, pieces, strict=True):
-        part.copy_(piece.view_as(part))
+    return [piece.view_as(part) for part, piece in zip(parts, pieces, strict=True)]
+
+
+@torch.no_grad()
+def add_up_all(parts: Sequence[Tensor]) -> None:
+    """Put the sums over ranks in the place of tensors of one type, by one message."""
+    if world_size() == 1:
+        return
+    for part, total in zip(parts, added_up(parts), strict=True):
+        part.copy_(total)
 
 
 def largest(numbers: Sequence[int]) -> list[int]:

@@ -3,14 +3,18 @@
 from collections.abc import Collection
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from recsys.config import Config
 from recsys.errors import ConfigError, nearest
 
-# No `data_parallel`: its row-wise Adagrad state is in no checkpoint, and on a CPU its kernel corrupts the heap.
 ShardingKind = Literal[
-    "table_wise", "row_wise", "table_row_wise", "column_wise", "table_column_wise"
+    "table_wise",
+    "row_wise",
+    "table_row_wise",
+    "column_wise",
+    "table_column_wise",
+    "data_parallel",
 ]
 Kernel = Literal["fused", "fused_uvm", "fused_uvm_caching"]
 
@@ -18,15 +22,24 @@ Kernel = Literal["fused", "fused_uvm", "fused_uvm_caching"]
 class TableConstraint(Config):
     """What a plan may do with one table.
 
-    `kinds` are the ways to cut it, `kernels` where its rows may lie: the device's memory (`fused`), host memory
-    (`fused_uvm`), or host memory with `cache_fraction` of the rows in a cache on the device (`fused_uvm_caching`).
-    `min_partition` is the least width of a column shard.
+    `kinds` are the ways to cut it, or `data_parallel`, a copy on every rank. `kernels` are where its rows may lie: the
+    device's memory (`fused`), host memory (`fused_uvm`), or host memory with `cache_fraction` of the rows in a cache on
+    the device (`fused_uvm_caching`). `min_partition` is the least width of a column shard.
     """
 
     kinds: tuple[ShardingKind, ...] | None = Field(default=None, min_length=1)
     kernels: tuple[Kernel, ...] = Field(default=("fused",), min_length=1)
     cache_fraction: float = Field(default=0.2, gt=0, le=1)
     min_partition: int | None = Field(default=None, ge=4, multiple_of=4)
+
+    @model_validator(mode="after")
+    def _copies_lie_on_the_device(self) -> "TableConstraint":
+        if "data_parallel" in (self.kinds or ()) and self.kernels != ("fused",):
+            raise ValueError(
+                f"kernels ({', '.join(self.kernels)}) beside data_parallel, whose copies lie in the memory of every "
+                "rank's device; take kernels out, or data_parallel out of kinds"
+            )
+        return self
 
 
 class ShardingConfig(Config):

@@ -35,7 +35,7 @@ from recsys.training.distributed.described_tables import collections, sharders
 from recsys.training.distributed.placement import Cut, Placement, Shard, shard
 from recsys.training.distributed.plan import Budget, Dense, Plan
 from recsys.training.distributed.plan_text import plan_text
-from recsys.training.distributed.sharding_plan import plan_tables
+from recsys.training.distributed.sharding_plan import plan_module, plan_tables
 from tests import kinds
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,6 +86,7 @@ def test_a_table_on_one_rank_costs_what_arithmetic_says() -> None:
         "id_bytes": 300 * 8,
         "intra_host_bytes": 100 * 8 * 4,
         "inter_host_bytes": 200 * 8 * 4,
+        "gradient_bytes": 0,
     }
 
 
@@ -103,6 +104,7 @@ def test_a_table_cut_by_rows_makes_a_part_of_every_sum() -> None:
             "id_bytes": 75 * 8,
             "intra_host_bytes": 100 * 8 * 4,
             "inter_host_bytes": 200 * 8 * 4,
+            "gradient_bytes": 0,
         }
 
 
@@ -120,7 +122,86 @@ def test_a_table_cut_by_rows_of_a_host_adds_up_before_it_sends() -> None:
             # of its parts of 400 sums the other rank of the host gets half; of 200 whole sums the other host does
             "intra_host_bytes": 200 * 8 * 4,
             "inter_host_bytes": 100 * 8 * 4,
+            "gradient_bytes": 0,
         }
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_a_copied_table_sends_gradients_and_nothing_else(device: Any) -> None:
+    asked = {"user": {"kinds": ["data_parallel"]}}
+    plan = planned([USER], asked, cluster=replace(FOUR_RANKS, device=device))
+    (placement,) = plan.placements
+    assert (placement.kind, placement.kernel) == ("data_parallel", "dense")
+    assert placement.ranks == (0, 1, 2, 3)
+    assert (placement.parameters, plan.parameters) == (8000, 8000)
+    for part in placement.shards:
+        assert costs(part) == {
+            "rows": 1000,
+            "columns": 8,
+            "weight_bytes": 1000 * 8 * 4,
+            "optimizer_bytes": 1000 * 4,
+            # its own 100 ids and vectors; a gradient of all rows, and the message in which it is added up
+            "buffer_bytes": 100 * 8 + 100 * 8 * 4 + 2 * 1000 * 8 * 4,
+            "id_bytes": 0,
+            "intra_host_bytes": 0,
+            "inter_host_bytes": 0,
+            # a ring of four: three quarters of the gradient out twice
+            "gradient_bytes": 2 * 3 * 1000 * 8,
+        }
+        assert (part.device_bytes, part.host_bytes) == (1000 * 36, 0)
+        assert part.moved_bytes == part.gradient_bytes
+    (line,) = [line for line in plan_text(plan).splitlines() if line.startswith("every rank")]
+    assert (
+        line == "every rank    holds user: 36.0 kB; of what it moves, 48.0 kB are their gradients"
+    )
+
+
+def test_a_vector_an_id_is_copied_as_sums_are() -> None:
+    (part, *_) = placed(ITEM, "data_parallel").shards
+    # 5 ids a row, and their vectors
+    assert part.buffer_bytes == 500 * 8 + 500 * 8 * 4 + 2 * 1000 * 8 * 4
+    assert part.moved_bytes == 2 * 3 * 1000 * 8
+
+
+def test_a_table_is_copied_where_that_is_cheaper_and_asked_for() -> None:
+    either = {"kinds": ["row_wise", "data_parallel"]}
+    large = replace(USER, spec=replace(USER.spec, name="large", rows=100_000))
+    plan = planned([USER, large], {"user": either, "large": either}, batch_size=10_000)
+    assert [item.kind for item in plan.placements] == ["data_parallel", "row_wise"]
+    assert plan.copied == ("user",)
+    assert planned([USER, large], batch_size=10_000).copied == ()
+
+
+def test_a_copied_table_has_room_for_its_gradient_or_is_not_copied() -> None:
+    # 36,000 bytes of rows and state, 4,000 of ids and vectors, 64,000 of gradients
+    room = replace(FOUR_RANKS, hbm_bytes=104_000)
+    asked = {"user": {"kinds": ["data_parallel"]}}
+    assert planned([USER], asked, cluster=room).copied == ("user",)
+    tight = replace(room, hbm_bytes=103_999)
+    with pytest.raises(ConfigError, match="at its smallest, data_parallel with kernel dense"):
+        planned([USER], asked, cluster=tight)
+    either = {"user": {"kinds": ["data_parallel", "row_wise"]}}
+    assert planned([USER], either, cluster=tight).copied == ()
+
+
+def test_the_plan_of_a_model_without_its_copies_is_that_of_the_others() -> None:
+    asked = {"user": {"kinds": ["data_parallel"]}, "tag": {"kinds": ["row_wise"]}}
+    config = ShardingConfig.parse({"constraints": asked}, where="[sharding]")
+    planned = plan_module(
+        collections([USER, TAGS, ITEM], "cpu"),
+        [USER, TAGS, ITEM],
+        budget=Budget(replace(FOUR_RANKS, device="cpu"), 0.0, Dense(0)),
+        batch_size=B,
+        config=config,
+    )
+    whole, others = planned.sharding.plan, planned.sharding_of(collections([TAGS], "cpu")).plan
+    assert {name: list(module) for name, module in others.items()} == {"0": ["tag"]}
+    assert others["0"]["tag"] is whole["1"]["tag"]
+
+
+def test_torchrec_warns_of_no_copied_table(caplog: pytest.LogCaptureFixture) -> None:
+    placed(USER, "data_parallel")
+    assert not [record for record in caplog.records if record.name == "root"]
 
 
 def test_a_vector_for_every_id_is_sent_by_the_rank_that_has_its_row() -> None:
@@ -246,10 +327,13 @@ def test_a_table_that_is_missing_twice_or_in_part_is_named() -> None:
     plan.check(specs)
     user, tags = plan.placements
     cut_short = replace(tags, shards=tags.shards[1:])
+    copies = placed(TAGS, "data_parallel")
+    copied_short = replace(copies, shards=(*copies.shards[1:], user.shards[0]))
     for placements, said in (
         ((user,), "table 'tag' stands 0 times in the plan"),
         ((user, tags, tags), "table 'tag' stands 2 times in the plan"),
         ((user, cut_short), "table 'tag': the shards of the plan hold "),
+        ((user, copied_short), "table 'tag': the shards of the plan hold "),
     ):
         with pytest.raises(ConfigError, match=said):
             replace(plan, placements=placements).check(specs)
@@ -309,9 +393,13 @@ def test_what_is_planned_is_what_is_trained(device: Any) -> None:
 
 
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
-def test_no_table_is_data_parallel(device: str) -> None:
-    for sharder in sharders():
-        assert "data_parallel" not in sharder.sharding_types(device)
+def test_no_table_is_copied_unasked(device: Any) -> None:
+    """Whatever it would save: of 128 ranks that ask a tiny table for a hundred ids a row each."""
+    tiny = Demand(TableSpec("hour", rows=26, dim=8, streams=("hour",), ragged=False), (100.0,))
+    cluster = Cluster(world_size=128, device=device)
+    assert planned([tiny], cluster=cluster).copied == ()
+    either = {"hour": {"kinds": ["table_wise", "row_wise", "table_row_wise", "data_parallel"]}}
+    assert planned([tiny], either, cluster=cluster).copied == ("hour",)
 
 
 def test_a_table_too_large_for_a_rank_is_cut_until_it_fits() -> None:

@@ -17,12 +17,14 @@ from recsys.days import open_days
 from recsys.evaluation.evaluate import outcomes_of
 from recsys.evaluation.metrics import evaluate_tasks
 from recsys.experiment import Experiment, load_experiment
+from recsys.models.embeddings.updates import FUSED, TableOptimizer
 from recsys.publish import CURRENT, point, read_version, versions
 from recsys.run import CHECKPOINT_KIND, load_run
 from recsys.tensor_files import read_tensors
 from recsys.training.journal import read_records
 from recsys.training.selection import numbers_of
 from recsys.training.trainer import train
+from tests.recsys import replicated_tables
 from tests.recsys.small_data import small_data
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,13 +64,31 @@ threads = 1
 item = { kinds = ["row_wise"] }
 tag = { kinds = ["row_wise"] }
 user = { kinds = ["table_wise"] }
+"seen.age" = { kinds = ["data_parallel"] }
 """
 HOME = 'model.mixing={ kind = "home", experts = 2, meta_hidden = [8], task_hidden = [8] }'
-PARTS = ["train.accumulate=3", "train.ema=0.9", "optimizer.embeddings=adagrad"]
+# Tables that every worker holds: by default one of a sequence, here all, or those of several slots and of bags.
+TABLES = ("user", "item", "tag", "price_bucket", "seen.age")
+COPIED = {"mmoe": ("seen.age",), "home": TABLES, "parts": ("item", "tag")}
+
+
+def copied(*tables: str) -> str:
+    """An override that has workers copy these tables."""
+    kinds = ", ".join(f'"{name}" = {{ kinds = ["data_parallel"] }}' for name in tables)
+    return f"sharding.constraints={{ {kinds} }}"
+
+
+PARTS = [
+    "train.accumulate=3",
+    "train.ema=0.9",
+    "optimizer.embeddings=adagrad",
+    copied("item", "tag"),
+]
 AHEAD = "sharding.pipeline=true"
 CASES: dict[str, dict[str, Any]] = {
     "mmoe": {"overrides": []},
-    "home": {"overrides": [HOME, "optimizer.dense_lr=1e-4"]},
+    # With nothing to send ahead.
+    "home": {"overrides": [HOME, "optimizer.dense_lr=1e-4", copied(*TABLES), AHEAD]},
     # As on GPUs, while the one process has the CPU's form.
     "vectors": {"overrides": [], "form": "vectors", "alone": "mmoe"},
     # Ids travel a step ahead, as on GPUs; `like` the same without.
@@ -78,12 +98,14 @@ CASES: dict[str, dict[str, Any]] = {
     # The one process of this case makes its steps at once.
     "parts": {"overrides": PARTS},
 }
-# From rows whose vocabularies have another order: each worker looks up what its parts of tables come from.
+# From rows whose vocabularies have another order: each worker looks up what its parts of tables come from. Another
+# table is copied than in the run that it begins with.
 NEXT = [
     'schema_file="next/schema.toml"',
     'data.directory="next/data"',
     'data.encoder="next/encoder"',
     "train.epochs=1",
+    copied("item"),
 ]
 WARM: dict[str, dict[str, Any]] = {"warm": {"overrides": NEXT, "warm_start": "mmoe"}}
 # Sums over rows in another order differ by rounding. Biases in front of HoME's normalisation have no gradient but that,
@@ -137,7 +159,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = data_in(tmp_path_factory.mktemp("workers"))
     (folder / "next").mkdir()
     small_data(folder / "next", rows={"2026-01-01": 60, "2026-01-02": 120, "2026-01-03": 100})
-    start(folder, CASES | WARM)
+    start(folder, CASES | WARM | {"tables": {}})
     return Trained(folder)
 
 
@@ -226,6 +248,28 @@ def test_a_worker_holds_a_part_of_the_tables_and_all_of_the_rest(trained: Traine
     assert ("item", 64, 128, 0, 4) in parts[1]
     assert sum(("user", 0, 64, 0, 4) in held for held in parts) == 1
     assert {part[0] for held in parts for part in held} == set(state_tables(trained.folder))
+
+
+def test_copies_of_a_table_are_equal_bit_by_bit(trained: Trained) -> None:
+    for name, tables in COPIED.items():
+        first, second = trained.notes(name)
+        assert first["copied"] == second["copied"] == sorted(tables)
+        assert first["copies"] == second["copies"]
+        whole = [{tuple(part) for part in note["parts"]} for note in (first, second)]
+        assert {part[0] for part in whole[0] & whole[1]} == set(tables)
+
+
+@pytest.mark.parametrize("optimizer", FUSED)
+def test_copies_learn_from_the_rows_of_all_workers(
+    trained: Trained, optimizer: TableOptimizer
+) -> None:
+    """Single ids, bags, weighted ids and sequences; workers without rows or without ids; a step that is not sound."""
+    expected = replicated_tables.by_hand(optimizer)
+    for rank in range(WORKERS):
+        found = read_tensors(trained.folder / f"tables-{rank}.safetensors")
+        own = {name: found[f"{optimizer}/{name}"] for name in expected}
+        assert_close(own, expected, 1e-5)
+        assert found[f"{optimizer}: no trace"]
 
 
 def state_tables(folder: Path) -> list[str]:

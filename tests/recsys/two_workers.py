@@ -3,7 +3,7 @@
     torchrun --nproc-per-node 2 -m tests.recsys.two_workers FOLDER
 
 FOLDER holds `experiment.toml` and `cases.json`: overrides by case, and the `form` of ragged tables if it is not that of
-CPUs. A case `name` becomes the run `FOLDER/name`.
+CPUs. A case `name` becomes the run `FOLDER/name`, but `tables` the steps of `tests.recsys.replicated_tables`.
 """
 
 import hashlib
@@ -20,11 +20,13 @@ from torch import Tensor
 from recsys.batch import Batch
 from recsys.experiment import load_experiment
 from recsys.models.embeddings.fused import RAGGED
-from recsys.models.embeddings.torchrec import TorchRecTables
+from recsys.models.embeddings.tables import Tables
 from recsys.ranks import rank
+from recsys.training.distributed.pipeline import spread_tables
 from recsys.training.distributed.workers import joined
 from recsys.training.trainer import train
 from recsys.training.training import Training
+from tests.recsys.replicated_tables import train_share
 
 _advance = Training.advance
 
@@ -51,7 +53,6 @@ class Notes:
         assert self.training is not None
         model = self.training.model
         tables = model.embeddings.tables
-        assert isinstance(tables, TorchRecTables)
         dense = _digest(model.program.state_dict())
         with self.training.averages.in_place():
             averages = _digest(model.program.state_dict())
@@ -59,20 +60,33 @@ class Notes:
             (part.table, part.rows.start, part.rows.stop, part.columns.start, part.columns.stop)
             for part in tables.parts()
         ]
+        copies = {
+            f"{part.table}/{name}": tensor
+            for part in tables.parts()
+            for name, tensor in [("weight", part.weight_RK), *part.state.items()]
+            if part.on_every_rank
+        }
         return {
             "rows": self.rows,
             "sent": self.sent,
-            "collections": [type(item).__name__ for item in tables.collections],
+            "collections": [type(item).__name__ for item in _collections(tables)],
             "parts": parts,
             "dense": dense,
             "averages": averages,
+            "copied": sorted({name.partition("/")[0] for name in copies}),
+            "copies": _digest(copies),
         }
+
+
+def _collections(tables: Tables) -> list[Any]:
+    spread = spread_tables(tables)
+    return [] if spread is None else list(spread.collections)
 
 
 def _next_is_sent(training: Training) -> bool:
     """Whether all collections have sent what the next batch asks of them."""
-    tables: Any = training.model.embeddings.tables
-    if tables.ahead is None:
+    tables: Any = spread_tables(training.model.embeddings.tables)
+    if tables is None or tables.ahead is None:
         return False
     sent = tables.ahead.contexts[1].input_dist_tensors_requests
     return len(sent) == len(tables.collections)
@@ -88,6 +102,9 @@ def _digest(tensors: dict[str, Tensor]) -> str:
 def main(folder: Path) -> None:
     warnings.simplefilter("ignore")
     for name, case in json.loads((folder / "cases.json").read_text()).items():
+        if name == "tables":
+            train_share(folder)
+            continue
         notes = Notes()
         notes.watch()
         experiment = load_experiment(folder / "experiment.toml", overrides=case["overrides"])

@@ -2,7 +2,7 @@
 
 Row-wise Adagrad adds the mean over a row's squared gradients to one sum a row. A table that is cut by columns has a
 sum for each part of a row; their mean, by width, is what the one sum would be of the same gradients, and is stored.
-What an optimizer keeps for each number is cut as the numbers are.
+What an optimizer keeps for each number is cut as the numbers are. The first rank writes tables that all of them hold.
 
 Axes: **R** rows, **K** embedding width.
 """
@@ -23,7 +23,7 @@ def write_tables(file: Path, embeddings: Embeddings) -> None:
     """Write the tables' rows, together with the other ranks."""
     blocks = [
         Block(part.table, (part.first_row, part.first_column), part.weight_RK)
-        for part in embeddings.tables.parts()
+        for part in _written_here(embeddings)
     ]
     write_blocks(file, {spec.name: (spec.rows, spec.dim) for spec in embeddings.specs}, blocks)
 
@@ -35,7 +35,7 @@ def read_tables(file: Path, embeddings: Embeddings) -> None:
 
 def write_table_optimizer(file: Path, embeddings: Embeddings) -> None:
     """Write what the tables' optimizer remembers, together with the other ranks."""
-    parts = embeddings.tables.parts()
+    parts = _written_here(embeddings)
     blocks: list[Block] = []
     for quantity in embeddings.quantities:
         if quantity.of == "row":
@@ -49,6 +49,11 @@ def write_table_optimizer(file: Path, embeddings: Embeddings) -> None:
 def read_table_optimizer(file: Path, embeddings: Embeddings) -> None:
     """Fill the optimizer's state of what this process holds of tables. Raises ArtifactError as `read_tables`."""
     embeddings.load_optimizer_state(stored_tensors(file))
+
+
+def _written_here(embeddings: Embeddings) -> list[Part]:
+    parts = embeddings.tables.parts()
+    return [part for part in parts if is_first() or not part.on_every_rank]
 
 
 def _as_cut(part: Part, quantity: Quantity) -> Block:

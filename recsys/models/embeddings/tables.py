@@ -63,7 +63,7 @@ class Part:
     """A block of a table that this process holds, as views: writing into them writes the table.
 
     Its first number is the table's at `first_row`, `first_column`. `state` is what the optimizer remembers of it, by
-    the names of `recsys.models.embeddings.updates`.
+    the names of `recsys.models.embeddings.updates`. A part `on_every_rank` is the same in all processes.
     """
 
     table: str
@@ -71,6 +71,7 @@ class Part:
     state: Mapping[str, Tensor]
     first_row: int = 0
     first_column: int = 0
+    on_every_rank: bool = False
 
     @property
     def rows(self) -> slice:

@@ -23,6 +23,7 @@ _BAGS: tuple[ShardingKind, ...] = (
     "table_row_wise",
     "column_wise",
     "table_column_wise",
+    "data_parallel",
 )
 
 
@@ -38,8 +39,8 @@ def collections(demands: Sequence[Demand], device: Device) -> nn.ModuleList:
 
 
 def kinds(spec: TableSpec) -> tuple[ShardingKind, ...]:
-    """The ways in which training can cut a table."""
-    return ("table_wise", "row_wise", "column_wise") if spec.ragged else _BAGS
+    """The ways in which training can cut or copy a table."""
+    return ("table_wise", "row_wise", "column_wise", "data_parallel") if spec.ragged else _BAGS
 
 
 def kernels(device: Device) -> tuple[Kernel, ...]:
@@ -60,7 +61,7 @@ def _with_state(module: Any, parameters: dict[str, nn.Parameter]) -> dict[str, n
 
 
 class _BagSharder(FusedEmbeddingBagCollectionSharder):  # type: ignore[misc] # a class without types
-    """Row-wise on CPUs too, where it works though TorchRec does not offer it; no data parallelism anywhere."""
+    """Row-wise on CPUs too, where it works though TorchRec does not offer it."""
 
     def shardable_parameters(self, module: nn.Module) -> dict[str, nn.Parameter]:
         return _with_state(module, super().shardable_parameters(module))
@@ -76,7 +77,3 @@ class _VectorSharder(FusedEmbeddingCollectionSharder):  # type: ignore[misc] # a
 
     def shardable_parameters(self, module: nn.Module) -> dict[str, nn.Parameter]:
         return _with_state(module, super().shardable_parameters(module))
-
-    def sharding_types(self, compute_device_type: str) -> list[str]:
-        found: list[str] = super().sharding_types(compute_device_type)
-        return [kind for kind in found if kind != "data_parallel"]

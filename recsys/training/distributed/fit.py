@@ -39,7 +39,7 @@ def device_need(shards: Iterable[Shard]) -> int:
 
 
 def check_complete(placements: Sequence[Placement], specs: Iterable[TableSpec]) -> None:
-    """Raise ConfigError unless every table is placed exactly once, with all of its rows and columns."""
+    """Raise ConfigError unless every table is placed exactly once, with all of its numbers, in every copy of them."""
     placed = Counter(item.table for item in placements)
     for spec in specs:
         if placed[spec.name] != 1:
@@ -49,7 +49,7 @@ def check_complete(placements: Sequence[Placement], specs: Iterable[TableSpec]) 
             )
     for item in placements:
         numbers = sum(shard.rows * shard.columns for shard in item.shards)
-        if numbers != item.parameters:
+        if numbers != item.parameters * (len(item.ranks) if item.is_copied else 1):
             raise ConfigError(
                 f"table {item.table!r}: the shards of the plan hold {numbers} numbers of {item.parameters}; "
                 "name other kinds for it under [sharding] constraints"

@@ -27,7 +27,8 @@ from torchrec.streamable import Pipelineable
 from recsys.batch import Batch
 from recsys.feed import PlacedBatch, Position
 from recsys.models.embeddings.lookup import Embeddings
-from recsys.models.embeddings.tables import Bags
+from recsys.models.embeddings.replicated import MixedTables, ReplicatedTables
+from recsys.models.embeddings.tables import Bags, Tables
 from recsys.models.embeddings.torchrec import TorchRecTables
 
 
@@ -38,8 +39,10 @@ def read_ahead(
 
     While they are taken, other lookups of the same tables go their own way. Close the iterator to end that.
     """
-    tables = embeddings.tables
-    assert isinstance(tables, TorchRecTables)
+    tables = spread_tables(embeddings.tables)
+    if tables is None:
+        yield from batches
+        return
     ahead = _Ahead(tables, device)
     tables.ahead = ahead
     try:
@@ -52,6 +55,15 @@ def read_ahead(
     finally:
         tables.ahead = None
         ahead.detach()
+
+
+def spread_tables(tables: Tables) -> TorchRecTables | None:
+    """Those of a sharded model's tables whose ids travel; None where every rank holds all of them."""
+    if isinstance(tables, ReplicatedTables):
+        return None
+    found = tables.spread if isinstance(tables, MixedTables) else tables
+    assert isinstance(found, TorchRecTables)
+    return found
 
 
 @dataclass(frozen=True, eq=False)

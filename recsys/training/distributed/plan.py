@@ -9,7 +9,7 @@ from recsys.models.embeddings.tables import TableSpec
 from recsys.training.distributed.cluster import Cluster
 from recsys.training.distributed.demand import Length
 from recsys.training.distributed.fit import Room, check_complete, check_room, device_need
-from recsys.training.distributed.placement import NUMBER_BYTES, Placement, Shard
+from recsys.training.distributed.placement import NUMBER_BYTES, Placement, Shard, ring_bytes
 from recsys.training.distributed.quantities import bytes_text
 
 # Weights, gradients, and AdamW's two moments.
@@ -28,8 +28,8 @@ class Dense:
         return _DENSE_COPIES * NUMBER_BYTES * self.parameters
 
     def sent_bytes(self, world_size: int) -> int:
-        """What a rank sends to sum the gradients over all ranks: 2 (W - 1) / W of them, in a ring."""
-        return 2 * (world_size - 1) * NUMBER_BYTES * self.parameters // world_size
+        """What a rank sends to sum the gradients over all ranks."""
+        return ring_bytes(self.parameters, world_size)
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,11 @@ class Plan:
             for shard in placement.shards:
                 shards[shard.rank].append(shard)
         return tuple(_load(rank, found) for rank, found in enumerate(shards))
+
+    @property
+    def copied(self) -> tuple[str, ...]:
+        """Tables that every rank holds whole."""
+        return tuple(item.table for item in self.placements if item.is_copied)
 
     @property
     def all_reduce_ms(self) -> float:

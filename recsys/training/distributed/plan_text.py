@@ -69,7 +69,7 @@ def _totals(plan: Plan) -> list[str]:
         for item in plan.placements
         for shard in item.shards
     )
-    return [
+    lines = [
         f"parameters    {count_text(plan.parameters)} ({plan.parameters:,}), "
         f"{dense.parameters:,} of them dense, on every rank",
         f"tables        {bytes_text(kept)} on all ranks, {_optimizer(plan)}'s state included",
@@ -78,6 +78,20 @@ def _totals(plan: Plan) -> list[str]:
         f"gradients; and {bytes_text(dense.sent_bytes(world))} of dense gradients at every rank",
         f"time a step   {plan.step_ms:.1f} ms without dense computation: tables {slowest.table_ms:.1f} at rank "
         f"{slowest.rank}, the slowest, dense gradients {plan.all_reduce_ms:.1f}",
+    ]
+    return [*lines, *_copies(plan)]
+
+
+def _copies(plan: Plan) -> list[str]:
+    """What of the above is for tables that every rank holds."""
+    copies = [item.shards[0] for item in plan.placements if item.is_copied]
+    if not copies:
+        return []
+    kept = sum(shard.weight_bytes + shard.optimizer_bytes for shard in copies)
+    sent = sum(shard.gradient_bytes for shard in copies)
+    return [
+        f"every rank    holds {', '.join(plan.copied)}: {bytes_text(kept)}; "
+        f"of what it moves, {bytes_text(sent)} are their gradients"
     ]
 
 

@@ -1,12 +1,14 @@
 """A run's model with its tables spread over ranks.
 
 TorchRec's `DistributedModelParallel` puts sharded collections in the place of those that hold nothing yet; each rank
-then fills in its part of the values that one process begins with. Every rank holds all that lies behind the tables.
+then fills in its part of the values that one process begins with. Tables that the plan copies to all ranks stand beside
+them. Every rank holds all that lies behind the tables.
 """
 
 import logging
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +17,8 @@ from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.comm_ops import set_gradient_division
 
 from recsys.models import RankingModel, build_model
+from recsys.models.embeddings.replicated import MixedTables, ReplicatedTables
+from recsys.models.embeddings.tables import Tables, TableSpec
 from recsys.models.embeddings.torchrec import TorchRecTables
 from recsys.ranks import on_first, ranks_here, world_size
 from recsys.run import RunDirectory
@@ -46,7 +50,10 @@ def sharded_model(run: RunDirectory, device: torch.device) -> RankingModel:
     if model.embeddings.specs:
         planned = on_first(lambda: _planned(run, model, device))
         logger.info("sharding %s", _summary(planned.plan))
-        shard(tables, planned.sharding, device)
+        if planned.plan.copied:
+            model.embeddings.tables = _with_copies(run, model.embeddings.specs, planned, device)
+        else:
+            shard(tables, planned.sharding, device)
     return model
 
 
@@ -66,6 +73,34 @@ def shard(tables: TorchRecTables, plan: Any, device: torch.device) -> None:
         init_parameters=False,
     )
     tables.initialise()
+
+
+def _with_copies(
+    run: RunDirectory, specs: Sequence[TableSpec], planned: ModulePlan, device: torch.device
+) -> Tables:
+    """Tables of a plan that copies some of them to all ranks, with what one process begins with."""
+    config, optimizer = run.experiment.model.embeddings, run.experiment.optimizer.embeddings
+    seed, copied = run.experiment.train.seed, planned.plan.copied
+    replicated = ReplicatedTables(
+        [spec for spec in specs if spec.name in copied],
+        config,
+        optimizer=optimizer,
+        seed=seed,
+        device=device,
+    )
+    others = [spec for spec in specs if spec.name not in copied]
+    if not others:
+        return replicated
+    spread = TorchRecTables(
+        others,
+        config,
+        optimizer=optimizer,
+        seed=seed,
+        device=torch.device("meta"),
+        target=device,
+    )
+    shard(spread, planned.sharding_of(spread), device)
+    return MixedTables(replicated, spread)
 
 
 def _planned(run: RunDirectory, model: RankingModel, device: torch.device) -> ModulePlan:

@@ -5,7 +5,9 @@ planner is given what it does not see by itself: row-wise Adagrad's number a row
 change with the interpreter's hash seed, so that every rank can plan alone and all agree.
 """
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +21,11 @@ from torchrec.distributed.planner.types import (
     HardwareConfig,
     KernelConfig,
     PlannerError,
+    Storage,
     TopologyFactory,
     TrainerConfig,
 )
-from torchrec.distributed.types import CacheParams
+from torchrec.distributed.types import CacheParams, EmbeddingModuleShardingPlan, ShardingPlan
 
 from recsys.errors import ConfigError
 from recsys.models.embeddings.tables import module_name, table_name
@@ -31,12 +34,21 @@ from recsys.training.distributed.cluster import Cluster
 from recsys.training.distributed.demand import Demand, Length
 from recsys.training.distributed.described_tables import collections, kernels, kinds, sharders
 from recsys.training.distributed.fit import Room, why_none
-from recsys.training.distributed.placement import Cut, Placement, Shard, shard
+from recsys.training.distributed.placement import (
+    COPIED,
+    DENSE_KERNEL,
+    Cut,
+    Placement,
+    Shard,
+    gradient_buffer,
+    shard,
+)
 from recsys.training.distributed.plan import Budget, Plan
 
 # Kinds that nobody has to ask for. A column shard keeps an Adagrad state of its own: another optimizer than one
 # process has, whose state fits no other plan.
 _UNASKED = ("table_wise", "row_wise", "table_row_wise")
+_NOTHING = {"hbm": 0, "ddr": 0}
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +57,19 @@ class ModulePlan:
 
     plan: Plan
     sharding: Any
+
+    def sharding_of(self, module: nn.Module) -> Any:
+        """The `ShardingPlan` of a module whose collections hold some of the planned tables."""
+        by_table = {name: item for of in self.sharding.plan.values() for name, item in of.items()}
+        found = {
+            path: EmbeddingModuleShardingPlan(
+                {name: by_table[name] for name in sharder.shardable_parameters(collection)}
+            )
+            for path, collection in module.named_modules()
+            for sharder in sharders()
+            if isinstance(collection, sharder.module_type)
+        }
+        return ShardingPlan(found)
 
 
 def plan_tables(
@@ -89,7 +114,8 @@ def plan_module(
     planner = _planner(enumerator, topology, constraints=constraints, chosen=chosen)
     reader = _Reader({demand.spec.name: demand for demand in demands}, config, budget, batch_size)
     try:
-        sharding = planner.plan(module, sharders())
+        with _copies_unmentioned():
+            sharding = planner.plan(module, sharders())
     except PlannerError as error:
         options = enumerator.last_stored_search_space or ()
         raise ConfigError(why_none([reader.placement(item) for item in options], room)) from error
@@ -114,6 +140,21 @@ def _planner(
     )
 
 
+@contextmanager
+def _copies_unmentioned() -> Iterator[None]:
+    """Keep TorchRec from warning, by torch's and everybody's root logger, that a copied table is not cut."""
+
+    def is_told(record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith("Sharding spec not found")
+
+    root = logging.getLogger()
+    root.addFilter(is_told)
+    try:
+        yield
+    finally:
+        root.removeFilter(is_told)
+
+
 class _Chosen:
     """Keeps the options that the planner chose: its own plan has no estimates."""
 
@@ -126,10 +167,18 @@ class _Chosen:
 
 
 class _OrderedEnumerator(EmbeddingEnumerator):  # type: ignore[misc] # a class without types
-    """TorchRec's enumerator walks through sets of texts, whose order is another in every process."""
+    """TorchRec's enumerator walks through sets of texts, whose order is another in every process.
+
+    It counts no gradient of a table that every rank holds.
+    """
 
     def enumerate(self, module: nn.Module, sharders: list[Any]) -> list[Any]:
         found: list[Any] = super().enumerate(module, sharders)
+        memory = "ddr" if self._compute_device == "cpu" else "hbm"
+        for option in found:
+            if option.sharding_type == COPIED:
+                for part in option.shards:
+                    part.storage += Storage(**_NOTHING | {memory: gradient_buffer(*part.size)})
         return sorted(found, key=lambda item: (item.fqn, item.sharding_type, item.compute_kernel))
 
 
@@ -186,9 +235,10 @@ def _constraints(demand: Demand, config: ShardingConfig, cluster: Cluster) -> Pa
     _check_possible(spec.name, "kinds", asked.kinds or (), possible, cluster)
     _check_possible(spec.name, "kernels", asked.kernels, kernels(cluster.device), cluster)
     cache = CacheParams(load_factor=asked.cache_fraction)
+    dense = [DENSE_KERNEL] if COPIED in (asked.kinds or ()) else []
     return ParameterConstraints(
         sharding_types=list(asked.kinds or [kind for kind in possible if kind in _UNASKED]),
-        compute_kernels=list(asked.kernels),
+        compute_kernels=[*asked.kernels, *dense],
         min_partition=asked.min_partition,
         # The ids of a ragged table count one by one.
         pooling_factors=[1.0] if spec.ragged else list(demand.ids),
