@@ -114,7 +114,7 @@ class Training:
         self.model.train()
 
     def batches(self) -> Generator[PlacedBatch, None, None]:
-        """This rank's batches from the present position on, without end; close the iterator."""
+        """This rank's batches from the present position on, at least those of the steps left; close the iterator."""
         batches, asked = self.feed.batches(self.position), self.run.experiment.sharding.pipeline
         ahead = self.device.type == "cuda" if asked is None else asked
         if not ahead or world_size() == 1 or not self.model.embeddings.specs:
@@ -122,7 +122,8 @@ class Training:
         # Importing TorchRec takes seconds: only who shards tables pays.
         from recsys.training.distributed.pipeline import read_ahead
 
-        return read_ahead(batches, self.model.embeddings, self.device)
+        left = self.total_steps - self.step
+        return read_ahead(batches, self.model.embeddings, self.device, steps=left)
 
     def advance(self, batch: Batch) -> Loss | None:
         """One step: forward, loss, backward with the tables' update in it, dense update; None if it was skipped.

@@ -20,6 +20,7 @@ from recsys.evaluation.evaluate import evaluate
 from recsys.export import export
 from recsys.publish import resolve
 from recsys.training.distributed.launcher import launch
+from recsys.training.journal import read_records
 from recsys.training.trainer import train
 from tests.recsys.test_skipped_steps import AT_THE_GATE, BEHIND_IT, Cells, data_with, listed
 from tests.recsys.test_workers import (
@@ -292,7 +293,9 @@ def test_workers_skip_the_steps_that_one_process_skips(
 ) -> None:
     folder = tmp_path_factory.mktemp("skipping")
     data_with(cells, folder)
-    (folder / "experiment.toml").write_text(EXPERIMENT, encoding="utf-8")
+    # A step that is passed over looks nothing up before the evaluation that follows it.
+    often = EXPERIMENT.replace("log_every = 1", "log_every = 1\nevaluate_every = 1\npatience = 100")
+    (folder / "experiment.toml").write_text(often, encoding="utf-8")
     start(folder, {name: CASES[name] for name in ("mmoe", "ahead")})
     alone = Trained(folder).alone("mmoe")
     runs = (alone, folder / "mmoe", folder / "ahead")
@@ -301,6 +304,13 @@ def test_workers_skip_the_steps_that_one_process_skips(
     assert len(skipped[0]) == 2
     assert_close(state_of(folder / "mmoe"), state_of(alone), 1e-5)
     assert_close(state_of(folder / "ahead"), state_of(folder / "mmoe"), 0.0)
+    found, expected = (validations_of(folder / name) for name in ("ahead", "mmoe"))
+    assert found == expected
+
+
+def validations_of(run: Path) -> list[dict[str, Any]]:
+    records = read_records(run / "metrics.jsonl")
+    return [record for record in records if record["kind"] == "validation"]
 
 
 def workers_at_work(process: subprocess.Popen[str], run: Path) -> list[psutil.Process]:

@@ -88,8 +88,11 @@ def _next_is_sent(training: Training) -> bool:
     tables: Any = spread_tables(training.model.embeddings.tables)
     if tables is None or tables.ahead is None:
         return False
-    sent = tables.ahead.contexts[1].input_dist_tensors_requests
-    return len(sent) == len(tables.collections)
+    on_their_way = list(tables.ahead.contexts)[1:2]
+    return any(
+        len(context.input_dist_tensors_requests) == len(tables.collections)
+        for context in on_their_way
+    )
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:

@@ -15,6 +15,7 @@ It finds a model's lookups by tracing from the batch; `_Lookups` is all that it 
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, cast
 
 import torch
@@ -33,9 +34,13 @@ from recsys.models.embeddings.torchrec import TorchRecTables
 
 
 def read_ahead(
-    batches: Generator[PlacedBatch, None, None], embeddings: Embeddings, device: torch.device
+    batches: Generator[PlacedBatch, None, None],
+    embeddings: Embeddings,
+    device: torch.device,
+    *,
+    steps: int,
 ) -> Generator[PlacedBatch, None, None]:
-    """The same batches, on the device, whose lookup finds the ids exchanged; sharded tables of several ranks.
+    """The first `steps` batches, on the device, whose lookup finds the ids exchanged; tables sharded over ranks.
 
     While they are taken, other lookups of the same tables go their own way. Close the iterator to end that.
     """
@@ -45,14 +50,16 @@ def read_ahead(
         return
     ahead = _Ahead(tables, device)
     tables.ahead = ahead
+    hook = embeddings.register_forward_pre_hook(ahead.look)
     try:
         with closing(batches):
             ready = (
                 _Ready(item.position, item.batch, tables.streams(embeddings.bags(item.batch)))
-                for item in batches
+                for item in islice(batches, steps)
             )
             yield from ahead.in_turn(ready)
     finally:
+        hook.remove()
         tables.ahead = None
         ahead.detach()
 
@@ -106,8 +113,9 @@ class _Ahead(TrainPipelineSparseDist):  # type: ignore[misc] # a class without t
         # Its optimizer is that of its own loop, which is not used.
         super().__init__(_Lookups(tables.collections), cast(Any, None), device)
         self._tables = tables
-        # Whether the present batch has not been looked up yet, and whether the next one's ids have been sent.
-        self._is_due = False
+        # The ids of the batch whose lookup is due, those that are looked up, and whether the next batch's were sent.
+        self._due_N: Tensor | None = None
+        self._asked_N: Tensor | None = None
         self._is_sent = False
 
     def in_turn(self, ready: Iterator[_Ready]) -> Iterator[PlacedBatch]:
@@ -120,19 +128,23 @@ class _Ahead(TrainPipelineSparseDist):  # type: ignore[misc] # a class without t
                 # Ranks tell each other how many ids will come.
                 self.start_sparse_data_dist(self.batches[1], self.contexts[1])
             self.enqueue_batch(ready)
-            self._is_due, self._is_sent = True, False
-            yield PlacedBatch(self.batches[0].position, self.batches[0].batch)
+            present = self.batches[0]
+            self._due_N, self._is_sent = present.batch.values_N, False
+            yield PlacedBatch(present.position, present.batch)
             # A step that was skipped has looked nothing up.
-            self._is_due = False
             self._send_next()
             self.dequeue_batch()
 
+    def look(self, embeddings: nn.Module, arguments: tuple[Batch]) -> None:
+        """See which batch is looked up now: a hook before the embeddings' forward."""
+        self._asked_N = arguments[0].values_N
+
     def look_up(self, bags: Mapping[str, Bags]) -> list[Any]:
-        """What the collections answer to the present batch, the first time; then, and to other bags, as ever."""
-        if not self._is_due:
+        """What the collections answer: to the batch whose lookup is due what travelled for it, to others as ever."""
+        if self._due_N is None or self._asked_N is not self._due_N:
             with self._aside():
                 return self._tables.look_up(self._tables.streams(bags))
-        self._is_due = False
+        self._due_N = None
         answers = [collection(None) for collection in self._tables.collections]
         self._send_next()
         return answers
