@@ -10,10 +10,11 @@ ids of the batch -> tables -> blocks ─┬─ part 1 -> program -> loss ─┐
 ```
 
 What a part keeps for its backward pass is free before the next one begins. Parts are sums over rows divided by the
-whole batch's weights, so they add up to the batch's own loss and gradients.
+whole batch's weights, so they add up to the batch's own loss and gradients, each task's too: a method that combines the
+tasks' gradients of shared parameters (`recsys.training.balancing`) gathers them part by part, and combines them once.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Protocol
@@ -22,7 +23,6 @@ import torch
 from torch import Tensor
 
 from recsys.batch import Batch
-from recsys.errors import ConfigError
 from recsys.models import Blocks
 from recsys.ranks import add_up
 from recsys.training.balancing import Balance
@@ -31,21 +31,18 @@ from recsys.training.objective import Loss
 
 
 class Backward(Protocol):
-    """Fills all gradients of a batch, updates the tables, and gives the batch's loss."""
+    """From a batch to its gradients."""
 
-    def __call__(self, batch: Batch, step: int) -> Loss: ...
+    def __call__(self, batch: Batch, step: int) -> Loss:
+        """Fill all gradients of a batch, update the tables, and give the batch's loss."""
+
+    def repeat(self, batch: Batch) -> Callable[[], Loss]:
+        """What computes the batch's loss again, later, with the dropout of now (`Forward.repeated`)."""
 
 
 def build_backward(forward: Forward, balance: Balance, *, parts: int) -> Backward:
-    """The way of `train.accumulate`. Raises ConfigError for a balancing method that must see a whole batch."""
-    if parts == 1:
-        return AtOnce(forward, balance)
-    if not balance.adds_up:
-        raise ConfigError(
-            f"train.accumulate is {parts}, and this method of objective.balance looks at the gradients of a whole "
-            'batch; take accumulate out, or balance = { kind = "none" }, "uncertainty" or "dwa"'
-        )
-    return InParts(forward, balance, parts=parts)
+    """The way of `train.accumulate`."""
+    return AtOnce(forward, balance) if parts == 1 else InParts(forward, balance, parts=parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +54,11 @@ class AtOnce:
 
     def __call__(self, batch: Batch, step: int) -> Loss:
         loss = self.forward.loss(batch)
-        self.balance.backward(loss, step)
+        self.balance.backward([loss], step, whole=lambda: loss)
         return loss
+
+    def repeat(self, batch: Batch) -> Callable[[], Loss]:
+        return self.forward.repeated(lambda: self.forward.loss(batch))
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,22 +73,55 @@ class InParts:
     parts: int = field(kw_only=True)
 
     def __call__(self, batch: Batch, step: int) -> Loss:
-        blocks, objective = self.forward.blocks(batch), self.forward.objective
-        weight_T = objective.weight_of(batch.observed_BT, batch.weights_B)
-        pieces = [_Piece.of(blocks, rows) for rows in _cuts(batch.rows, self.parts)]
+        blocks = self.forward.blocks(batch)
+        pieces = self._pieces(blocks, batch)
+        weight_T = self._weight(batch)
         by_task_T = torch.zeros_like(weight_T)
+
+        def shares() -> Iterator[Loss]:
+            for share in self._shares(pieces, batch, weight_T):
+                by_task_T.add_(share.by_task_T.detach())
+                yield share
+
+        self.balance.backward(
+            shares(),
+            step,
+            # Once more than the passes below, which begin from the same generators and so drop the same units.
+            whole=lambda: self.forward.repeated(lambda: self._loss(pieces, batch, weight_T))(),
+        )
+        _into_tables(blocks, pieces)
+        return self.forward.objective.loss(add_up(by_task_T), weight_T)
+
+    def repeat(self, batch: Batch) -> Callable[[], Loss]:
+        return self.forward.repeated(
+            lambda: self._loss(
+                self._pieces(self.forward.blocks(batch), batch), batch, self._weight(batch)
+            )
+        )
+
+    def _loss(self, pieces: Sequence["_Piece"], batch: Batch, weight_T: Tensor) -> Loss:
+        """The whole batch's, of all ranks."""
+        by_task_T = torch.zeros_like(weight_T)
+        for share in self._shares(pieces, batch, weight_T):
+            by_task_T += share.by_task_T
+        return self.forward.objective.loss(add_up(by_task_T), weight_T)
+
+    def _shares(self, pieces: Sequence["_Piece"], batch: Batch, weight_T: Tensor) -> Iterator[Loss]:
+        """What each piece adds to the batch's loss, computed when it is asked for."""
         for piece in pieces:
-            share = objective.share(
+            yield self.forward.objective.share(
                 self.forward.logits(piece.blocks),
                 batch.labels_BT[piece.rows],
                 batch.observed_BT[piece.rows],
                 batch.weights_B[piece.rows],
                 weight_T=weight_T,
             )
-            self.balance.backward(share, step)
-            by_task_T += share.by_task_T.detach()
-        _into_tables(blocks, pieces)
-        return objective.loss(add_up(by_task_T), weight_T)
+
+    def _pieces(self, blocks: Blocks, batch: Batch) -> list["_Piece"]:
+        return [_Piece.of(blocks, rows) for rows in _cuts(batch.rows, self.parts)]
+
+    def _weight(self, batch: Batch) -> Tensor:
+        return self.forward.objective.weight_of(batch.observed_BT, batch.weights_B)
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from torch.func import functional_call
 
 from recsys.batch import Batch
 from recsys.models import Blocks, RankingModel
@@ -23,7 +22,9 @@ class Forward:
         self._bf16 = precision == "bf16"
 
     def loss(self, batch: Batch) -> Loss:
-        return self._loss_by(self._model, batch)
+        logits_BT = self.logits(self.blocks(batch))
+        loss: Loss = self.objective(logits_BT, batch.labels_BT, batch.observed_BT, batch.weights_B)
+        return loss
 
     def blocks(self, batch: Batch) -> Blocks:
         """What the program reads of a batch: the way to the tables begins there."""
@@ -37,8 +38,8 @@ class Forward:
             logits_BT: torch.Tensor = self._model.program(blocks)
         return logits_BT
 
-    def repeat(self, batch: Batch) -> Callable[[], Loss]:
-        """What computes the batch's loss again, later, with the parameters of then and the dropout of now.
+    def repeated(self, loss: Callable[[], Loss]) -> Callable[[], Loss]:
+        """What computes a loss of this model later, with the parameters of then and the dropout of now.
 
         Other dropout would change a loss by more than a step does. Neither the generators nor the program's buffers,
         such as the running statistics of a normalisation, notice.
@@ -47,26 +48,17 @@ class Forward:
 
         def again() -> Loss:
             ended = random_state()
+            kept = [(buffer, buffer.clone()) for buffer in self._model.program.buffers()]
             set_random_state(began)
             try:
                 with torch.no_grad():
-                    return self._loss_by(self._without_trace, batch)
+                    return loss()
             finally:
                 set_random_state(ended)
+                for buffer, value in kept:
+                    buffer.copy_(value)
 
         return again
-
-    def _without_trace(self, batch: Batch) -> torch.Tensor:
-        buffers = {name: item.clone() for name, item in self._model.program.named_buffers()}
-        blocks = self._model.embeddings(batch)
-        logits_BT: torch.Tensor = functional_call(self._model.program, buffers, (blocks,))
-        return logits_BT
-
-    def _loss_by(self, model: Callable[[Batch], torch.Tensor], batch: Batch) -> Loss:
-        with self._precision(batch.dense_BD):
-            logits_BT = model(batch)
-        loss: Loss = self.objective(logits_BT, batch.labels_BT, batch.observed_BT, batch.weights_B)
-        return loss
 
     def _precision(self, where: torch.Tensor) -> torch.autocast:
         return torch.autocast(where.device.type, torch.bfloat16, enabled=self._bf16)

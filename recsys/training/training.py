@@ -141,7 +141,7 @@ class Training:
         on_device = batch.to(self.device)
         self.soundness.begin()
         self.optimizer.before_backward(self.step)
-        repeat = self.forward.repeat(on_device)
+        repeat = self.backward.repeat(on_device)
         loss = self.backward(on_device, self.step)
         norm = self.optimizer.dense.gradient_norm()
         if not self.soundness.is_sound(loss.total, norm):

@@ -1,14 +1,20 @@
 """A step in parts is the step of the whole batch, tables and their optimizer included; the model sees one at a time."""
 
+import weakref
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
+from torch import Tensor, nn
 
 from recsys.errors import ConfigError
 from recsys.experiment import Experiment, load_experiment
 from recsys.run import open_run
 from recsys.training.accumulation import _cuts
+from recsys.training.balancing.surgery import Surgery
+from recsys.training.journal import read_records
+from recsys.training.objective import Loss
 from recsys.training.trainer import Training, train
 from tests.recsys.small_data import SmallData, small_data
 from tests.recsys.test_training import TOML
@@ -16,6 +22,8 @@ from tests.recsys.test_workers import assert_close, losses_of, state_of
 
 # Sums over rows in another order differ by rounding.
 TOLERANCE = 1e-5
+# Two tasks are left, and nothing of the funnel.
+TWO = "objective.weights={ purchase = 0 }"
 HOME = 'model.mixing={ kind = "home", experts = 2, meta_hidden = [8], task_hidden = [8] }'
 
 
@@ -30,6 +38,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> SmallData:
 
 def experiment_of(data: SmallData, *overrides: str) -> Experiment:
     return load_experiment(data.root / "experiment.toml", overrides=overrides)
+
+
+def balanced(kind: str) -> str:
+    return f'objective.balance={{ kind = "{kind}" }}'
+
+
+def weights_of(run: Path) -> list[dict[str, float]]:
+    records = read_records(run / "metrics.jsonl")
+    return [record["weight_by_task"] for record in records if record["kind"] == "training"]
 
 
 def trained(data: SmallData, run: Path, *overrides: str) -> Path:
@@ -59,6 +76,51 @@ def test_a_step_in_parts_is_the_step_of_the_whole_batch(
     assert_close(state_of(parts), state_of(whole), TOLERANCE)
 
 
+@pytest.mark.parametrize(
+    ("kind", "backend", "more"),
+    [
+        ("gradnorm", "torchrec", ()),
+        ("pcgrad", "torchrec", ()),
+        # A task's own experts lie beside the shared ones in one tensor.
+        ("cagrad", "plain", ('model.mixing={ kind = "cgc", expert_hidden = [8] }',)),
+        ("config", "plain", ()),
+        ("famo", "torchrec", ()),
+        ("pcgrad", "plain", (TWO,)),
+        ("famo", "plain", (TWO,)),
+    ],
+)
+def test_tasks_gradients_are_combined_once_a_batch(
+    data: SmallData, tmp_path: Path, kind: str, backend: str, more: tuple[str, ...]
+) -> None:
+    """Three tasks, one given another, or two; what a method has learned and its weights are alike, too."""
+    alike = (balanced(kind), f"model.embeddings.backend={backend}", "train.steps=5", *more)
+    whole = trained(data, tmp_path / "whole", *alike)
+    parts = trained(data, tmp_path / "parts", "train.accumulate=3", *alike)
+
+    assert losses_of(parts) == pytest.approx(losses_of(whole), rel=TOLERANCE)
+    for found, expected in zip(weights_of(parts), weights_of(whole), strict=True):
+        assert found == pytest.approx(expected, rel=10 * TOLERANCE)
+    assert_close(state_of(parts), state_of(whole), TOLERANCE)
+
+
+def test_a_combination_of_each_parts_gradients_would_be_noticed(
+    data: SmallData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alike = (balanced("config"), "train.steps=1", "train.accumulate=3")
+    batch = trained(data, tmp_path / "batch", *alike)
+    backward = Surgery.backward
+
+    def combine_often(self: Surgery, shares: Iterable[Loss], step: int, **rest: Any) -> None:
+        for share in shares:
+            backward(self, [share], step, **rest)
+
+    monkeypatch.setattr(Surgery, "backward", combine_often)
+    part = trained(data, tmp_path / "part", *alike)
+
+    name = "program/mixing.bank.weights.0"
+    assert (state_of(part)[name] - state_of(batch)[name]).abs().max() > 100 * TOLERANCE
+
+
 def test_an_update_of_the_tables_a_part_would_be_noticed(data: SmallData, tmp_path: Path) -> None:
     """Steps of a third of the rows with a third of the rates: what a loop around whole steps would do."""
     whole = trained(data, tmp_path / "whole", "train.steps=3")
@@ -69,19 +131,27 @@ def test_an_update_of_the_tables_a_part_would_be_noticed(data: SmallData, tmp_pa
     assert (sums[0] - sums[1]).abs().max() > 100 * TOLERANCE
 
 
-def test_the_program_sees_one_part_at_a_time(data: SmallData, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "passes"), [("none", 1), ("pcgrad", 1), ("famo", 3)])
+def test_the_program_sees_one_part_at_a_time(
+    data: SmallData, tmp_path: Path, kind: str, passes: int
+) -> None:
+    """FAMO asks for a batch's losses before and after; none keeps a part's tensors while the next is computed."""
     seen: list[int] = []
-    with_parts = experiment_of(data, "train.accumulate=4", "train.steps=2")
+    kept: list[weakref.ref[Tensor]] = []
+    with_parts = experiment_of(data, "train.accumulate=4", "train.steps=2", balanced(kind))
     train(with_parts, tmp_path / "run")
     training = Training(open_run(tmp_path / "run"))
-    training.model.program.mixing.register_forward_pre_hook(  # type: ignore[operator]
-        lambda module, inputs: seen.append(inputs[0].shape[0])
-    )
-    with torch.no_grad():
-        batch = next(training.feed.batches()).batch
-    training.advance(batch)
 
-    assert seen == [16] * 4
+    def watch(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        assert not [ref for ref in kept if ref() is not None]
+        seen.append(inputs[0].shape[0])
+        # The towers need it for their backward pass.
+        kept.append(weakref.ref(output))
+
+    training.model.program.get_submodule("mixing").register_forward_hook(watch)
+    training.advance(next(training.feed.batches()).batch)
+
+    assert seen == [16] * 4 * passes
 
 
 def test_a_normalisation_sees_each_part_by_itself(data: SmallData, tmp_path: Path) -> None:
@@ -101,17 +171,6 @@ def test_parts_of_less_rows_than_a_normalisation_needs_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=r"data.batch_size is 64 in 4 parts .* at least 128 rows"):
         train(experiment_of(data, HOME, "train.accumulate=4"), tmp_path / "run")
-
-
-@pytest.mark.parametrize("kind", ["gradnorm", "pcgrad", "cagrad", "config", "famo"])
-def test_methods_that_look_at_a_whole_batchs_gradients_are_refused(
-    data: SmallData, tmp_path: Path, kind: str
-) -> None:
-    asked = experiment_of(
-        data, f'objective.balance={{ kind = "{kind}" }}', "train.accumulate=2", "train.steps=1"
-    )
-    with pytest.raises(ConfigError, match=r"train.accumulate is 2, and this method of"):
-        train(asked, tmp_path / "run")
 
 
 def test_parts_cover_all_rows_once_and_may_be_empty() -> None:

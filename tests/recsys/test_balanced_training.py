@@ -1,5 +1,6 @@
 """Balancing methods inside the loop: what they leave alone, resumption, precision, and losses that are no number."""
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ from recsys.errors import ConfigError, TrainingError
 from recsys.experiment import ObjectiveConfig, load_experiment
 from recsys.feed import in_order
 from recsys.models import ModelConfig, build_model
+from recsys.training.accumulation import build_backward
+from recsys.training.balancing.method import Plain
 from recsys.training.forward import Forward
-from recsys.training.objective import build_objective
+from recsys.training.objective import Loss, build_objective
 from recsys.training.trainer import train
 from tests.recsys.small_data import SmallData, small_data
 from tests.recsys.test_training import (
@@ -156,7 +159,17 @@ def test_a_model_that_shares_nothing_is_told(data: SmallData, tmp_path: Path) ->
         train(free, tmp_path / "free")
 
 
-def test_a_repeated_loss_is_the_same_and_leaves_no_trace(data: SmallData) -> None:
+class Curious(Plain):
+    """Asks for the whole batch's loss first, as FAMO does."""
+
+    def backward(self, shares: Iterable[Loss], step: int, *, whole: Callable[[], Loss]) -> None:
+        self.foreseen = whole()
+        super().backward(shares, step, whole=whole)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_a_repeated_loss_is_the_same_and_leaves_no_trace(data: SmallData, parts: int) -> None:
+    """With dropout, and with running statistics that move once a part."""
     tree = {
         "embeddings": {"backend": "plain"},
         "mixing": {"kind": "home", "experts": 2},
@@ -165,11 +178,24 @@ def test_a_repeated_loss_is_the_same_and_leaves_no_trace(data: SmallData) -> Non
     model = build_model(data.schema, ModelConfig.parse(tree, where="model"), seed=0).train()
     days = open_days(data.directory, ["2026-01-01"], encoder=data.encoder)
     batch = next(in_order(days, batch_size=100)).batch
-    forward = Forward(model, build_objective(data.schema, ObjectiveConfig()), precision="float32")
-    repeat = forward.repeat(batch)
-    first = forward.loss(batch)
+    fresh = {name: item.clone() for name, item in model.program.named_buffers()}
+    model.embeddings.set_learning_rate(0.0)
+    objective = build_objective(data.schema, ObjectiveConfig())
+    forward = Forward(model, objective, precision="float32")
+    weights_T = objective.task_weights_T
+    began = torch.get_rng_state()
+    build_backward(forward, Plain(weights_T), parts=parts)(batch, 0)
     kept = {name: item.clone() for name, item in model.program.named_buffers()}
     generator = torch.get_rng_state()
+
+    torch.set_rng_state(began)
+    for name, item in model.program.named_buffers():
+        item.copy_(fresh[name])
+    curious = Curious(weights_T)
+    backward = build_backward(forward, curious, parts=parts)
+    repeat = backward.repeat(batch)
+    first = backward(batch, 0)
+    assert torch.equal(first.by_task_T, curious.foreseen.by_task_T)
     second = repeat()
     assert torch.equal(first.by_task_T, second.by_task_T)
     assert not second.total.requires_grad

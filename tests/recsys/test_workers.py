@@ -83,6 +83,8 @@ PARTS = [
     "train.ema=0.9",
     "optimizer.embeddings=adagrad",
     copied("item", "tag"),
+    # Its losses are computed before, within and after the step.
+    'objective.balance={ kind = "famo" }',
 ]
 AHEAD = "sharding.pipeline=true"
 CASES: dict[str, dict[str, Any]] = {

@@ -45,6 +45,12 @@ SLOW_CASES: dict[str, dict[str, Any]] = {
         for kind in ("uncertainty", "gradnorm", "pcgrad", "famo")
     },
     "famo-ahead": {"overrides": ['objective.balance={ kind = "famo" }', AHEAD]},
+    **{
+        f"{kind}-parts": {
+            "overrides": [f'objective.balance={{ kind = "{kind}" }}', "train.accumulate=3"]
+        }
+        for kind in ("gradnorm", "pcgrad")
+    },
     "dropout": {"overrides": ["model.mixing.expert_dropout=0.2"]},
     "dropout-ahead": {"overrides": ["model.mixing.expert_dropout=0.2", AHEAD]},
     "columns": {"overrides": [WIDE]},
@@ -139,7 +145,9 @@ def test_what_workers_trained_is_evaluated_and_exported_as_ever(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["uncertainty", "gradnorm", "pcgrad", "famo"])
+@pytest.mark.parametrize(
+    "name", ["uncertainty", "gradnorm", "pcgrad", "famo", "gradnorm-parts", "pcgrad-parts"]
+)
 def test_balancing_methods_see_the_gradients_of_all_workers(trained: Trained, name: str) -> None:
     alone = trained.alone(name)
     assert losses_of(trained.folder / name) == pytest.approx(losses_of(alone), rel=1e-4)

@@ -3,15 +3,14 @@
 Axes: **T** tasks.
 """
 
-from collections.abc import Callable, Sequence
-from typing import ClassVar
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from recsys.balancing import FAMOConfig
 from recsys.training.balancing.method import Learned, taking_part
-from recsys.training.balancing.shared import SharedPart
+from recsys.training.balancing.shared import SharedGradients, SharedPart
 from recsys.training.objective import Loss
 
 _EPSILON = 1e-8
@@ -25,8 +24,6 @@ class FAMO:
     all that is not shared gets the gradient of the sum; the experiment's weights multiply on top.
     """
 
-    adds_up: ClassVar[bool] = False
-
     def __init__(
         self, config: FAMOConfig, *, parts: Sequence[SharedPart], task_weights_T: Tensor
     ) -> None:
@@ -35,17 +32,14 @@ class FAMO:
         self.logits = Learned(torch.zeros_like(task_weights_T), lr=config.lr, decay=config.decay)
         self.weights_T = task_weights_T
 
-    def backward(self, loss: Loss, step: int) -> None:
-        self.weights_T = self._task_weights_T * self.factors(loss)
-        gradients = torch.autograd.grad(
-            (self.weights_T * loss.by_task_T).sum(),
-            [part.parameter for part in self._parts],
-            retain_graph=True,
-            materialize_grads=True,
-        )
-        loss.total.backward()  # type: ignore[no-untyped-call]
-        for part, gradient in zip(self._parts, gradients, strict=True):
-            part.replace_gradient(part.rows_of(gradient))
+    def backward(self, shares: Iterable[Loss], step: int, *, whole: Callable[[], Loss]) -> None:
+        # The losses are asked for first: with z / L known, one walk serves all tasks.
+        self.weights_T = self._task_weights_T * self.factors(whole())
+        gradients = SharedGradients(self._parts, losses=1)
+        for share in shares:
+            gradients.add((self.weights_T * share.by_task_T).sum(dim=0, keepdim=True))
+            share.total.backward()  # type: ignore[no-untyped-call]
+        gradients.put(torch.ones_like(self.weights_T[:1]))
 
     def after_step(self, loss: Loss, step: int, repeat: Callable[[], Loss]) -> None:
         before_T, after_T = (item.by_task_T.detach() + _EPSILON for item in (loss, repeat()))

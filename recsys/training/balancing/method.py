@@ -3,8 +3,8 @@
 Axes: **T** tasks.
 """
 
-from collections.abc import Callable
-from typing import ClassVar, Protocol
+from collections.abc import Callable, Iterable
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,18 +15,18 @@ from recsys.training.objective import Loss
 class Balance(Protocol):
     """How tasks' losses become gradients. Its state is all that a checkpoint needs to go on bit for bit.
 
-    `weights_T` is what the latest step multiplied each task's loss, or its gradient of shared parameters, with. A
-    method `adds_up` if `backward` may be called for parts of a batch in turn: its gradients are weighted sums of the
-    losses', by weights that it knows before.
+    `weights_T` is what the latest step multiplied each task's loss, or its gradient of shared parameters, with.
     """
 
-    adds_up: ClassVar[bool]
     weights_T: Tensor
 
-    def backward(self, loss: Loss, step: int) -> None:
-        """Fill the gradients of all dense parameters; exactly one backward pass reaches the tables.
+    def backward(self, shares: Iterable[Loss], step: int, *, whole: Callable[[], Loss]) -> None:
+        """Fill the gradients of all dense parameters; exactly one backward pass of each share reaches its blocks.
 
-        Of several ranks each fills in its rows' part of the gradients; losses are of the rows of all.
+        Shares are a batch's parts, or the batch, and add up to its loss. Each is computed when it is asked for, so one
+        is gone back through before the next. `whole`, which is asked before the first, computes the batch's loss: a
+        second forward pass where there are parts. Of several ranks each fills in its rows' part of the gradients;
+        `whole` is of the rows of all.
         """
 
     def after_step(self, loss: Loss, step: int, repeat: Callable[[], Loss]) -> None:
@@ -40,13 +40,12 @@ class Balance(Protocol):
 class Plain:
     """The weighted sum's own gradient."""
 
-    adds_up: ClassVar[bool] = True
-
     def __init__(self, task_weights_T: Tensor) -> None:
         self.weights_T = task_weights_T
 
-    def backward(self, loss: Loss, step: int) -> None:
-        loss.total.backward()  # type: ignore[no-untyped-call]
+    def backward(self, shares: Iterable[Loss], step: int, *, whole: Callable[[], Loss]) -> None:
+        for share in shares:
+            share.total.backward()  # type: ignore[no-untyped-call]
 
     def after_step(self, loss: Loss, step: int, repeat: Callable[[], Loss]) -> None:
         return

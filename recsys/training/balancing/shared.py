@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from recsys.errors import ConfigError
 from recsys.models import Blocks, InputLayout, Program
 from recsys.ranks import add_up
-from recsys.training.objective import Loss
 from recsys.training.optim import is_decayed
 
 _HEADS = "heads."
@@ -32,6 +31,13 @@ class SharedPart:
     name: str
     parameter: nn.Parameter
     index_R: Tensor | None
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers of the parameter are shared."""
+        if self.index_R is None:
+            return self.parameter.numel()
+        return len(self.index_R) * self.parameter[0].numel()
 
     def rows_of(self, gradient: Tensor) -> Tensor:
         """The shared rows of a tensor of the parameter's shape."""
@@ -75,29 +81,34 @@ def last_layer(parts: Sequence[SharedPart]) -> SharedPart:
     return (layers or list(parts))[-1]
 
 
-class TaskGradients:
-    """Every task's gradient of the shared parts, and the way back into the parameters."""
+class SharedGradients:
+    """Gradients of the shared parts, one for each of some losses, gathered from the parts of a batch in turn."""
 
-    def __init__(self, parts: Sequence[SharedPart], loss: Loss, *, task_weights_T: Tensor) -> None:
+    def __init__(self, parts: Sequence[SharedPart], *, losses: int) -> None:
         self._parts = parts
-        parameters = [part.parameter for part in parts]
-        by_task = [
+        self._stacks = [part.parameter.new_zeros(losses, part.numbers) for part in parts]
+
+    def add(self, losses_T: Tensor) -> None:
+        """Add what a part of the batch contributes to each loss's gradient; its graph stays."""
+        parameters = [part.parameter for part in self._parts]
+        for number, loss in enumerate(losses_T):
             # Only the way to these parameters is walked: the tables, which update themselves, lie beyond.
-            torch.autograd.grad(item, parameters, retain_graph=True, materialize_grads=True)
-            for item in task_weights_T * loss.by_task_T
-        ]
-        self._stacks = [
-            torch.stack([part.rows_of(found[number]).flatten() for found in by_task])
-            for number, part in enumerate(parts)
-        ]
+            found = torch.autograd.grad(loss, parameters, retain_graph=True, materialize_grads=True)
+            for part, stack_TP, gradient in zip(self._parts, self._stacks, found, strict=True):
+                stack_TP[number] += part.rows_of(gradient).flatten()
 
     def gramian(self) -> Tensor:
-        """Inner products of the tasks' gradients, [T, T], by the rows of all ranks."""
+        """Inner products of the gradients, [T, T], by the rows of all ranks."""
         sums = map(add_up, self._stacks)
         return torch.stack([stack_TP @ stack_TP.T for stack_TP in sums]).sum(dim=0)
 
+    def norms(self) -> Tensor:
+        """Lengths of the gradients, [T], by the rows of all ranks."""
+        sums = map(add_up, self._stacks)
+        return torch.stack([stack_TP.square().sum(dim=1) for stack_TP in sums]).sum(dim=0).sqrt()
+
     def put(self, weights_T: Tensor) -> None:
-        """Make the weighted sum of the tasks' gradients that of the shared parts, by this rank's rows."""
+        """Make the weighted sum of the gradients that of the shared parts, by this rank's rows."""
         for part, stack_TP in zip(self._parts, self._stacks, strict=True):
             part.replace_gradient(weights_T @ stack_TP)
 

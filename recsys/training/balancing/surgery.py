@@ -8,15 +8,14 @@ to batch, and T copies of its gradient would not fit.
 Axes: **T** tasks.
 """
 
-from collections.abc import Callable, Sequence
-from typing import ClassVar
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recsys.training.balancing.shared import SharedPart, TaskGradients
+from recsys.training.balancing.shared import SharedGradients, SharedPart
 from recsys.training.objective import Loss
 
 Matrix = NDArray[np.float64]
@@ -30,8 +29,6 @@ class Surgery:
     `combine(gramian_TT, step)` sees the gradients of weighted losses, those tasks left out that have none.
     """
 
-    adds_up: ClassVar[bool] = False
-
     def __init__(
         self,
         parts: Sequence[SharedPart],
@@ -44,9 +41,11 @@ class Surgery:
         self._task_weights_T = task_weights_T
         self.weights_T = task_weights_T
 
-    def backward(self, loss: Loss, step: int) -> None:
-        gradients = TaskGradients(self._parts, loss, task_weights_T=self._task_weights_T)
-        loss.total.backward()  # type: ignore[no-untyped-call]
+    def backward(self, shares: Iterable[Loss], step: int, *, whole: Callable[[], Loss]) -> None:
+        gradients = SharedGradients(self._parts, losses=len(self._task_weights_T))
+        for share in shares:
+            gradients.add(self._task_weights_T * share.by_task_T)
+            share.total.backward()  # type: ignore[no-untyped-call]
         factors = combined(gradients.gramian().double().cpu().numpy(), step, self._combine)
         factors_T = torch.from_numpy(factors).to(self._task_weights_T)
         self.weights_T = self._task_weights_T * factors_T

@@ -6,16 +6,14 @@ batch without observed rows of a task nothing is learned of that task.
 Axes: **T** tasks.
 """
 
-from collections.abc import Callable
-from typing import ClassVar
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
 from recsys.balancing import DWAConfig, GradNormConfig, UncertaintyConfig
-from recsys.ranks import add_up
 from recsys.training.balancing.method import Learned, taking_part
-from recsys.training.balancing.shared import SharedPart
+from recsys.training.balancing.shared import SharedGradients, SharedPart
 from recsys.training.objective import Loss
 
 # GradNorm moves weights by steps of either sign: one that passed 0 would unlearn its task.
@@ -29,17 +27,16 @@ class Uncertainty:
     may be so small that s would fall for ever: it stays within the limit.
     """
 
-    adds_up: ClassVar[bool] = True
-
     def __init__(self, config: UncertaintyConfig, *, task_weights_T: Tensor) -> None:
         self._limit = config.limit
         self._task_weights_T = task_weights_T
         self.log_variance = Learned(torch.zeros_like(task_weights_T), lr=config.lr)
         self.weights_T = self._weights()
 
-    def backward(self, loss: Loss, step: int) -> None:
+    def backward(self, shares: Iterable[Loss], step: int, *, whole: Callable[[], Loss]) -> None:
         self.weights_T = self._weights()
-        _backward(loss, self.weights_T)
+        for share in shares:
+            _backward(share, self.weights_T)
 
     def after_step(self, loss: Loss, step: int, repeat: Callable[[], Loss]) -> None:
         s_T = self.log_variance.value_T
@@ -65,8 +62,6 @@ class DWA:
     The ratio is that of the mean losses of the two periods before; until there are two, all tasks weigh 1.
     """
 
-    adds_up: ClassVar[bool] = True
-
     def __init__(self, config: DWAConfig, *, task_weights_T: Tensor, steps_per_epoch: int) -> None:
         self._temperature = config.temperature
         self._every = config.every or steps_per_epoch
@@ -77,9 +72,10 @@ class DWA:
         self._means_2T = torch.stack([zeros_T, zeros_T])
         self.weights_T = task_weights_T
 
-    def backward(self, loss: Loss, step: int) -> None:
+    def backward(self, shares: Iterable[Loss], step: int, *, whole: Callable[[], Loss]) -> None:
         self.weights_T = self._task_weights_T * self.factors(step)
-        _backward(loss, self.weights_T)
+        for share in shares:
+            _backward(share, self.weights_T)
 
     def after_step(self, loss: Loss, step: int, repeat: Callable[[], Loss]) -> None:
         self._sum_T += loss.by_task_T.detach() * loss.weight_T.clamp(min=1.0)
@@ -116,8 +112,6 @@ class GradNorm:
     r its loss against its first one, relative to the other tasks.
     """
 
-    adds_up: ClassVar[bool] = False
-
     def __init__(
         self, config: GradNormConfig, *, task_weights_T: Tensor, last_layer: SharedPart
     ) -> None:
@@ -129,10 +123,13 @@ class GradNorm:
         self._norms_T = torch.zeros_like(task_weights_T)
         self.weights_T = task_weights_T
 
-    def backward(self, loss: Loss, step: int) -> None:
-        self._norms_T = torch.stack([self._norm(loss_of_task) for loss_of_task in loss.by_task_T])
+    def backward(self, shares: Iterable[Loss], step: int, *, whole: Callable[[], Loss]) -> None:
         self.weights_T = self._task_weights_T * self.factor.value_T
-        _backward(loss, self.weights_T)
+        gradients = SharedGradients([self._layer], losses=len(self.weights_T))
+        for share in shares:
+            gradients.add(share.by_task_T)
+            _backward(share, self.weights_T)
+        self._norms_T = gradients.norms()
 
     def after_step(self, loss: Loss, step: int, repeat: Callable[[], Loss]) -> None:
         part_T = taking_part(loss, self._task_weights_T) & (loss.by_task_T.detach() > 0)
@@ -154,16 +151,9 @@ class GradNorm:
         self._first_T.copy_(state["first"])
         self.factor.load_state({name: item for name, item in state.items() if name != "first"})
 
-    def _norm(self, loss_of_task: Tensor) -> Tensor:
-        (gradient,) = torch.autograd.grad(
-            loss_of_task, [self._layer.parameter], retain_graph=True, materialize_grads=True
-        )
-        norm: Tensor = add_up(self._layer.rows_of(gradient)).norm()
-        return norm
 
-
-def _backward(loss: Loss, weights_T: Tensor) -> None:
-    (weights_T * loss.by_task_T).sum().backward()  # type: ignore[no-untyped-call]
+def _backward(share: Loss, weights_T: Tensor) -> None:
+    (weights_T * share.by_task_T).sum().backward()  # type: ignore[no-untyped-call]
 
 
 def _mean(values_T: Tensor, part_T: Tensor) -> Tensor:
