@@ -1716,6 +1716,7 @@ ELSEWHERE: dict[str, str] = {
     "recsys/idmap.py": DAMAGE,
     "recsys/measures.py": CALLER,
     "recsys/models/embeddings/lookup.py": "damage, and an installation without TorchRec",
+    "recsys/models/precision.py: train.slow_bf16": "a CPU without bf16; tests/recsys/test_models.py",
     "recsys/models/embeddings/torchrec.py": "a table of more than 2^31 rows",
     "recsys/parent.py": DAMAGE,
     "recsys/predictions.py": DAMAGE,

@@ -1,8 +1,11 @@
-"""float32 products through a faster path where the machine has an exact one."""
+"""Which precision of products is fast on a machine: measured, not read off its name."""
 
 import logging
+import time
+from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 logger = logging.getLogger(__name__)
@@ -10,6 +13,8 @@ logger = logging.getLogger(__name__)
 # Relative error of a product against float64 that still counts as float32. bf16 and TF32 are at 1e-4 and above.
 _TOLERANCE = 1e-6
 _PROBE_SHAPES = ((512, 416, 256), (64, 2048, 128))
+# Of products long enough to time, the fastest of so many.
+_TIMED_SHAPE, _TIMES = (1024, 416, 256), 3
 
 
 def use_fast_float32(device: torch.device) -> str:
@@ -32,6 +37,38 @@ def use_fast_float32(device: torch.device) -> str:
         error,
     )
     return chosen
+
+
+def bf16_slowdown(device: torch.device) -> float:
+    """How many times as long as in float32 a product takes in bf16 on a CPU; it is emulated there if above 1."""
+    rows, inner, columns = _TIMED_SHAPE
+    left, right = torch.ones(rows, inner, device=device), torch.ones(columns, inner, device=device)
+    halves = left.bfloat16(), right.bfloat16()
+    return _seconds(lambda: F.linear(*halves)) / _seconds(lambda: F.linear(left, right))
+
+
+def warn_of_slow_bf16(device: torch.device) -> None:
+    """Warn where training in bf16 would be slower than in float32."""
+    if device.type != "cpu":
+        return
+    times = bf16_slowdown(device)
+    if times > 1:
+        logger.warning(
+            "train.slow_bf16 times=%.1f hint='products in bf16 take so many times as long as in float32 on this CPU, "
+            'which has no instructions for them; set train.precision = "float32"\'',
+            times,
+        )
+
+
+def _seconds(product: Callable[[], Tensor]) -> float:
+    """CPU time of the calling thread for a product, of the fastest one."""
+    product()
+    found = []
+    for _ in range(_TIMES):
+        began = time.thread_time()
+        product()
+        found.append(time.thread_time() - began)
+    return min(found)
 
 
 def _relative_error(shape: tuple[int, int, int], device: torch.device) -> float:

@@ -22,7 +22,7 @@ from recsys.errors import ConfigError, TrainingStopped
 from recsys.experiment import Experiment, load_experiment
 from recsys.hold import held
 from recsys.memory import keep_freed_memory
-from recsys.models.precision import use_fast_float32
+from recsys.models.precision import use_fast_float32, warn_of_slow_bf16
 from recsys.new_run import new_run
 from recsys.publish import writing
 from recsys.ranks import is_first, on_first
@@ -167,7 +167,10 @@ def _fit(run: RunDirectory) -> FinishedRun:
 def _attempt(run: RunDirectory, stop: StopRequest, began: float) -> FinishedRun | None:
     settings = run.experiment.train
     torch.set_num_threads(choose_threads(settings.threads))
-    use_fast_float32(choose_device(settings.device))
+    device = choose_device(settings.device)
+    use_fast_float32(device)
+    if settings.precision == "bf16":
+        warn_of_slow_bf16(device)
     keep_freed_memory()
     training = Training(run, between_batches=stop.check)
     logger.info(

@@ -19,7 +19,7 @@ from recsys.models.heads.towers import Towers
 from recsys.models.inputs import Blocks, Columns
 from recsys.models.mixing.mmoe import MMoE
 from recsys.models.mixing.shared_bottom import SharedBottom
-from recsys.models.precision import use_fast_float32
+from recsys.models.precision import bf16_slowdown, use_fast_float32, warn_of_slow_bf16
 from recsys.models.probe import Probe
 from recsys.schema import Schema
 from tests import kinds, samples
@@ -367,3 +367,15 @@ def test_fast_float32_is_kept_only_where_it_is_float32(
         assert "medium_error=" in caplog.text
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def test_bf16_warns_where_it_is_slower_than_float32(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert bf16_slowdown(torch.device("cpu")) > 0
+    monkeypatch.setattr("recsys.models.precision.bf16_slowdown", lambda _: 0.5)
+    warn_of_slow_bf16(torch.device("cpu"))
+    assert not caplog.records
+    monkeypatch.setattr("recsys.models.precision.bf16_slowdown", lambda _: 8.04)
+    warn_of_slow_bf16(torch.device("cpu"))
+    assert "train.slow_bf16 times=8.0 " in caplog.text
