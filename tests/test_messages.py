@@ -1139,7 +1139,7 @@ CASES = [
          says="data: is neither a run nor a checkpoint of one; name a run, or RUN/checkpoints/CURRENT"),
     case("train: go on and begin anew at once", "train experiment.toml run --resume --warm-start run",
          says="--resume goes on with a run, --warm-start begins a new one from another; leave one of them out"),
-    case("train: begin from a run that has nothing in common", "train experiment.toml other --warm-start run",
+    case("train: begin from a run that has nothing in common", "train experiment.toml other --warm-start run --set model.mixing.hidden=[5]",
          schema("dim = 4", "dim = 8"), schema('click = { label', 'tap = { label'), schema('given = "click"', 'given = "tap"'), fitted, built,
          says="run: no table and no parameter of it fits this run; train without --warm-start"),
     case("train: workers for tables that stay whole", 'train experiment.toml other --workers 2 --set model.embeddings.backend="plain"',

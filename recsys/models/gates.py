@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recsys.models.experts import ExpertBank
+from recsys.models.owners import Axis, Owned, along
 
 # Deviation of a gate's initial kernel: near-uniform gates at step 0 keep diagnostics readable.
 _GATE_DEVIATION = 0.01
@@ -93,6 +94,7 @@ class SelectiveGates(nn.Module):
         self.gates = len(choices)
         self.experts = experts
         self.inputs = tuple(inputs)
+        self.choices = tuple(tuple(item) for item in choices)
         self.sizes = [len(item) for item in choices]
         self.dropout = dropout
         self.squash = squash
@@ -116,6 +118,15 @@ class SelectiveGates(nn.Module):
             return torch.sigmoid(scores_BGE.float())
         gate_BGE = softmax_of_choices(scores_BGE)
         return _dropped(gate_BGE, self.dropout) if self.training else gate_BGE
+
+    def owned(self, gates: Axis, experts: Axis) -> dict[str, Owned]:
+        """Whose the parts of the parameters are: a gate's and an expert's together."""
+        pairs = tuple(
+            gate + experts[e]
+            for gate, chosen in zip(gates, self.choices, strict=True)
+            for e in chosen
+        )
+        return along(self, pairs)
 
     @staticmethod
     def parameter_count(width: int, *, choices: Sequence[Sequence[int]], bias: bool = False) -> int:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import Discriminator, Field, Tag
 
 from recsys.errors import ConfigError, nearest
+from recsys.models.owners import SHARED, Axis, of_experts
 
 
 def _form(value: Any) -> str:
@@ -42,6 +43,11 @@ class Groups:
     def labels(self) -> tuple[str, ...]:
         """The name of each expert's group."""
         return tuple(self.names[group] for group in self.owners)
+
+    def owned(self, tasks: Axis) -> tuple[Axis, Axis]:
+        """Who owns each group, and who owns each expert."""
+        groups = (*tasks, SHARED)
+        return groups, of_experts(groups, self.sizes)
 
     def members(self, group: int) -> tuple[int, ...]:
         """The experts of a group."""

@@ -13,10 +13,17 @@ from torch import Tensor, nn
 from recsys.batch import Batch
 from recsys.models.embeddings.lookup import Embeddings
 from recsys.models.inputs import Blocks, InputLayout
+from recsys.models.owners import Axis, Owned, below, of_tasks
 from recsys.models.probe import Watched
 
 
-class Bottom(Protocol):
+class Stage(Protocol):
+    """What all stages say: whose the parts of their parameters are (`recsys.models.owners`)."""
+
+    def owned(self, tasks: Axis) -> Mapping[str, Owned]: ...
+
+
+class Bottom(Stage, Protocol):
     """Blocks to the mixing stage's input: [N, I], or [N, T, I] when every task has its own."""
 
     width: int
@@ -24,7 +31,7 @@ class Bottom(Protocol):
     def __call__(self, blocks: Blocks) -> Tensor: ...
 
 
-class Mixing(Protocol):
+class Mixing(Stage, Protocol):
     """[N, I] or [N, T, I] to one representation a task, [N, T, H]. Equal inputs for all tasks equal the one input."""
 
     width: int
@@ -34,7 +41,7 @@ class Mixing(Protocol):
     def watched(self) -> tuple[Watched, ...]: ...
 
 
-class Heads(Protocol):
+class Heads(Stage, Protocol):
     """[N, T, H] to logits [N, T]. Where they `keeps_order`, no task is ever likelier than the one it is `given`."""
 
     keeps_order: ClassVar[bool]
@@ -65,6 +72,20 @@ class Program(nn.Module):
 
     def forward(self, blocks: Blocks) -> Tensor:
         return self.heads(self.mixing(self.bottom(blocks)))
+
+    def owned(self) -> dict[str, Owned]:
+        """Whose the parts of parameters and buffers are, by their names in the state; the rest is shared whole."""
+        tasks = of_tasks(self.task_names)
+        stages: dict[str, Stage] = {
+            "bottom": self.bottom,
+            "mixing": self.mixing,
+            "heads": self.heads,
+        }
+        return {
+            key: item
+            for name, stage in stages.items()
+            for key, item in below(name, stage.owned(tasks)).items()
+        }
 
     def initialize_output_bias(self, means: Mapping[str, float]) -> None:
         """Start at the base rate. `means`: each task's mean label over all of the training rows."""

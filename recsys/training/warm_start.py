@@ -1,14 +1,14 @@
 """A new run that begins with what another one has learned.
 
-Kept are rows of tables by id and dense parameters by name, both with their optimizer's state, where they mean the same
-in both runs. Everything else begins anew: steps, learning rates' schedule, records, best score and patience, what a
-balancing method has learned, the order of rows and the random numbers.
+Kept are rows of tables by id and dense parameters by name, a task's parts of these by the task's name, all with their
+optimizer's state, where they mean the same in both runs. Everything else begins anew: steps, learning rates' schedule,
+records, best score and patience, what a balancing method has learned, the order of rows and the random numbers.
 """
 
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ from recsys.run import BEST, RunDirectory, holds_run, open_run, resolve_checkpoi
 from recsys.tensor_files import StoredTensor, row_blocks
 from recsys.training.checkpoint import StoredTraining, stored_training
 from recsys.training.kept_parameters import Asked, kept_parameters
+from recsys.training.moved_parts import move_moments, move_parameters
 from recsys.training.optim import DenseOptimizer
 from recsys.training.row_origins import NONE, Fresh, Origin, hash_alike, row_origins
 from recsys.training.warm_start_report import WarmStart
@@ -83,7 +84,7 @@ def warm_start(run: RunDirectory, model: RankingModel, optimizer: DenseOptimizer
     old = open_run(parent.run)
     published = on_first(lambda: resolve_checkpoint(old, parent.checkpoint))
     stored = stored_training(published)
-    asked = [Asked(item.experiment, item.schema) for item in (old, run)]
+    asked = [Asked(item.experiment.model, item.schema) for item in (old, run)]
     report = WarmStart(
         parent,
         row_origins(
@@ -100,7 +101,9 @@ def warm_start(run: RunDirectory, model: RankingModel, optimizer: DenseOptimizer
         raise ConfigError(
             f"{parent.run}: no table and no parameter of it fits this run; train without --warm-start"
         )
-    _take_parameters(report.dense.kept, stored, model, optimizer)
+    moved = report.dense.moved
+    move_parameters(moved, stored.program, model.program)
+    move_moments(moved, stored.dense_optimizer, model.program, optimizer)
     quantities = () if report.state_anew else model.embeddings.quantities
     for part in model.embeddings.tables.parts():
         take_rows(part, stored, report.origins, quantities=quantities)
@@ -113,15 +116,6 @@ def _state_anew(old: Experiment, new: Experiment) -> str | None:
     """Why the state of the tables' optimizer begins anew, if it does."""
     was, now = old.optimizer.embeddings, new.optimizer.embeddings
     return None if was == now else f"{now}, was {was}"
-
-
-def _take_parameters(
-    kept: Iterable[str], stored: StoredTraining, model: RankingModel, optimizer: DenseOptimizer
-) -> None:
-    names = frozenset(kept)
-    model.program.load_state_dict({name: stored.program[name] for name in names}, strict=False)
-    moments = stored.dense_optimizer.items()
-    optimizer.load_state({key: item for key, item in moments if key.rpartition("/")[0] in names})
 
 
 @torch.no_grad()

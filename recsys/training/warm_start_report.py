@@ -35,13 +35,20 @@ class WarmStart:
         return sorted(set(self.old_tables) - self.origins.keys())
 
     def to_json(self) -> dict[str, Any]:
+        dense = self.dense
         return {
             "format_version": FORMAT_VERSION,
             "checkpoint": self.parent.checkpoint,
             "tables": {name: _numbers(origin) for name, origin in self.origins.items()},
             "dropped_tables": self.dropped_tables,
             "table_optimizer_anew": self.state_anew,
-            "dense": asdict(self.dense),
+            "dense": {
+                "kept": dense.kept,
+                "parts": {name: asdict(item) for name, item in dense.parts.items()},
+                "fresh": dense.fresh,
+                "new": dense.new,
+                "dropped": dense.dropped,
+            },
         }
 
     def render(self) -> str:
@@ -53,11 +60,14 @@ class WarmStart:
         lines += [f"  table {name}: dropped" for name in self.dropped_tables]
         if self.state_anew is not None:
             lines.append(f"  tables: the optimizer's state begins anew ({self.state_anew})")
-        lines.append(f"  dense: {len(dense.kept)} tensors kept, with AdamW's moments")
-        reasons = dict.fromkeys(dense.fresh.values())
-        for reason in reasons:
-            names = [name for name, found in dense.fresh.items() if found == reason]
-            lines.append(f"  dense: {_listed(names)}: begins anew ({reason})")
+        in_part = f", {len(dense.in_part)} of them in part" if dense.in_part else ""
+        lines.append(f"  dense: {len(dense.kept)} tensors kept{in_part}, with AdamW's moments")
+        parts = dense.parts.items()
+        begun = [(name, reason) for name, item in parts for reason in item.fresh.values()]
+        left = [(name, reason) for name, item in parts for reason in item.dropped.values()]
+        lines += _by_reason(begun, "parts begin anew")
+        lines += _by_reason(left, "parts dropped")
+        lines += _by_reason(dense.fresh.items(), "begins anew")
         lines += [f"  dense: {_listed(dense.new)}: new"] * bool(dense.new)
         lines += [f"  dense: {_listed(dense.dropped)}: dropped"] * bool(dense.dropped)
         return "\n".join(lines)
@@ -76,6 +86,14 @@ def _told(origin: Origin | Fresh) -> str:
     if origin.kept is None:
         return "all rows kept"
     return f"{origin.kept:,} ids kept, {origin.new:,} new, {origin.evicted:,} evicted"
+
+
+def _by_reason(reasons: Iterable[tuple[str, str]], what: str) -> list[str]:
+    """A line a reason, with the names of what it holds for."""
+    names: dict[str, dict[str, None]] = {}
+    for name, reason in reasons:
+        names.setdefault(reason, {})[name] = None
+    return [f"  dense: {_listed(found)}: {what} ({reason})" for reason, found in names.items()]
 
 
 def _listed(names: Iterable[str]) -> str:

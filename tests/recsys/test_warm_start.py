@@ -27,6 +27,8 @@ from tests.recsys.warm_runs import (
 
 __all__ = ["began", "other", "project"]
 
+WATCH = 'watch = { label = "seconds", kind = "regression", mask = "clicked" }\n'
+
 
 def test_the_same_experiment_begins_with_all_of_the_best_checkpoint(
     project: Project, began: State
@@ -129,18 +131,59 @@ def test_inputs_in_another_order_make_the_first_layers_begin_anew(
     assert report["tables"]["item"]["kept"] > 0
 
 
-def test_tasks_in_another_order_make_dense_parts_begin_anew(
+def test_tasks_in_another_order_keep_all_that_they_learned(
     project: Project, other: Callable[..., Project], began: State
 ) -> None:
-    watch = 'watch = { label = "seconds", kind = "regression", mask = "clicked" }\n'
-    new = other((watch, ""), ("[tasks]\n", f"[tasks]\n{watch}"))
+    expected = state_of(project.root / "run")
+    new = other((WATCH, ""), ("[tasks]\n", f"[tasks]\n{WATCH}"))
 
     run = new.train("run", warm_start=project.root / "run")
 
     dense = report_of(run)["dense"]
-    assert not dense["kept"]
-    assert set(dense["fresh"].values()) == {"the tasks are others, or in another order"}
-    assert began["dense"] == {}
+    assert set(dense["kept"]) == set(expected["program"])
+    assert not any(dense[part] for part in ("parts", "fresh", "new", "dropped"))
+    # The order was click, purchase, watch.
+    order = [2, 0, 1]
+    for name in ("mixing.gates.weight", "heads.bank.weights.0", "heads.weight", "heads.bias"):
+        assert torch.equal(began["program"][name], expected["program"][name][order])
+        for moment in ("exp_avg", "exp_avg_sq"):
+            key = f"{name}/{moment}"
+            assert torch.equal(began["dense"][key], expected["dense"][key][order])
+        assert began["dense"][f"{name}/step"] == 9
+    shared = "mixing.bank.weights.0"
+    assert torch.equal(began["program"][shared], expected["program"][shared])
+
+
+def test_a_task_more_and_one_less_leave_the_others_what_they_learned(
+    project: Project,
+    other: Callable[..., Project],
+    began: State,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", logger="recsys")
+    expected = state_of(project.root / "run")
+    more = 'resale = { label = "purchased", given = "click" }\n'
+    new = other((WATCH, ""), ("[tasks]\n", f"[tasks]\n{more}"))
+
+    run = new.train("run", warm_start=project.root / "run")
+
+    dense = report_of(run)["dense"]
+    assert set(dense["kept"]) == set(expected["program"])
+    told = {"fresh": {"task resale": "task resale is new"}}
+    told |= {"dropped": {"task watch": "task watch is gone"}}
+    names = ["mixing.gates.weight", "heads.weight", "heads.bias", "heads.bank.weights.0"]
+    assert dense["parts"] == dict.fromkeys([*names, "heads.bank.biases.0"], told)
+    # Of click and purchase; a new task begins at its own base rate.
+    assert torch.equal(began["program"]["heads.bias"][1:], expected["program"]["heads.bias"][:2])
+    assert began["program"]["heads.bias"][0] != expected["program"]["heads.bias"][2]
+    moments = began["dense"]["heads.bank.weights.0/exp_avg"]
+    assert torch.equal(moments[1:], expected["dense"]["heads.bank.weights.0/exp_avg"][:2])
+    assert not moments[0].any()
+    lines = next(text for text in caplog.messages if text.startswith("warm start")).splitlines()
+    assert "  dense: 7 tensors kept, 5 of them in part, with AdamW's moments" in lines
+    listed = f"  dense: {', '.join(names)} and 1 more: parts "
+    assert f"{listed}begin anew (task resale is new)" in lines
+    assert f"{listed}dropped (task watch is gone)" in lines
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_from_its_parent_again(
@@ -182,10 +225,12 @@ def test_a_warm_start_that_keeps_nothing_is_refused(
         ("dim = 4 }", "dim = 8 }"),
         ('[tasks]\nclick = { label = "clicked" }', '[tasks]\nopened = { label = "clicked" }'),
         ('given = "click"', 'given = "opened"'),
+        (WATCH, WATCH.replace("watch", "seen")),
     )
+    mixing = 'model.mixing={ kind = "omoe", experts = 2, expert_hidden = [8] }'
 
     with pytest.raises(ConfigError, match="no table and no parameter of it fits this run"):
-        new.train("run", warm_start=project.root / "run")
+        new.train("run", mixing, warm_start=project.root / "run")
     assert not (new.root / "run").exists()
 
 

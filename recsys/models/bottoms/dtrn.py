@@ -21,6 +21,7 @@ from recsys.models.bottoms.interests import (
 )
 from recsys.models.experts import ExpertBank
 from recsys.models.inputs import Blocks, InputLayout, SequenceLayout
+from recsys.models.owners import Axis, Owned, along, below
 from recsys.models.stages import StageConfig
 
 # Deviation of the initial position embeddings.
@@ -96,6 +97,14 @@ class DTRN(nn.Module):
             return x_NTI
         refined_NTI: Tensor = x_NTI * self.refinement(features_NI, interests_NTSK)
         return refined_NTI
+
+    def owned(self, tasks: Axis) -> dict[str, Owned]:
+        found: dict[str, Owned] = {}
+        if isinstance(self.interests.norms, ConditionalNorms):
+            found["interests.norms.task_embedding"] = Owned((tasks,))
+        if self.refinement is not None:
+            found |= below("refinement", along(self.refinement, tasks))
+        return found
 
     @staticmethod
     def parameter_count(config: Config, *, layout: InputLayout, tasks: int) -> int:

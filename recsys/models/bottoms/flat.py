@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from recsys.models.inputs import Blocks, InputLayout, SequenceLayout
+from recsys.models.owners import Axis, Owned
 from recsys.models.stages import StageConfig
 
 
@@ -63,6 +64,9 @@ class Flat(nn.Module):
             parts += _products(item, blocks.rows_of(pooled[item.name]), blocks.candidate_NI)
         parts += [attention(blocks) for attention in self.attention]
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+
+    def owned(self, tasks: Axis) -> dict[str, Owned]:
+        return {}
 
     @staticmethod
     def parameter_count(config: Config, *, layout: InputLayout, tasks: int) -> int:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from recsys.errors import ConfigError
 from recsys.models.experts import ExpertBank
 from recsys.models.heads.towers import base_rate_logit, output_layer, parents_of, projected
+from recsys.models.owners import Axis, Owned, along, below
 from recsys.models.stages import Hidden, StageConfig
 from recsys.schema_sections import Task
 
@@ -84,6 +85,19 @@ class AITM(nn.Module):
         """Start every task at its base rate over all rows. `means`: mean label a task."""
         for t, (kind, mean) in enumerate(zip(self.kinds, means, strict=True)):
             self.bias[t] = base_rate_logit(mean) if kind == "binary" else mean
+
+    def owned(self, tasks: Axis) -> dict[str, Owned]:
+        found = below("bank", along(self.bank, tasks))
+        found |= {"weight": Owned((tasks,)), "bias": Owned((tasks,))}
+        for place, transfer in self.transfers.items():
+            child, parent = int(place), self.parents[int(place)]
+            assert parent is not None
+            # What it reads is its parent's.
+            step = (tasks[child] + tasks[parent],)
+            for name in transfer.state_dict():
+                known_as = f"transfers.{tasks[child][0].task}.{name}"
+                found[f"transfers.{place}.{name}"] = Owned((step,), known_as)
+        return found
 
     @staticmethod
     def parameter_count(config: Config, *, width: int, tasks: Mapping[str, Task]) -> int:

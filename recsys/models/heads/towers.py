@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from recsys.models.experts import ExpertBank
+from recsys.models.owners import Axis, Owned, along
 from recsys.models.stages import Hidden, StageConfig
 from recsys.schema_sections import Task
 
@@ -67,6 +68,9 @@ class Towers(nn.Module):
                 rate = mean if parent is None else mean / max(means[parent], _RATE_MARGIN)
                 mean = base_rate_logit(rate)
             self.bias[t] = mean
+
+    def owned(self, tasks: Axis) -> dict[str, Owned]:
+        return along(self, tasks)
 
     @staticmethod
     def parameter_count(config: Config, *, width: int, tasks: Mapping[str, Task]) -> int:

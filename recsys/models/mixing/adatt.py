@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from recsys.models.experts import ExpertBank
 from recsys.models.gates import SelectiveGates, mix, with_shared
 from recsys.models.groups import Groups, TaskExperts, expert_groups
+from recsys.models.owners import Axis, Owned, along, below
 from recsys.models.probe import Watched
 from recsys.models.stages import Levels, StageConfig
 
@@ -74,6 +75,14 @@ class AdaTT(nn.Module):
             if isinstance(level, FusionLevel)
         )
 
+    def owned(self, tasks: Axis) -> dict[str, Owned]:
+        return {
+            name: item
+            for level, fusion in enumerate(self.levels)
+            if isinstance(fusion, FusionLevel)
+            for name, item in below(f"levels.{level}", fusion.owned(tasks)).items()
+        }
+
     @staticmethod
     def parameter_count(config: Config, *, width: int, tasks: Sequence[str]) -> int:
         """A level of input width d: M * M(d; hidden) + U * (d + 1) * M, and v of the fusing units."""
@@ -136,6 +145,15 @@ class FusionLevel(nn.Module):
             # Both sums over experts as one product.
             weights_BGM = weights_BGM + self._native()
         return mix(weights_BGM, experts_BMH)
+
+    def owned(self, tasks: Axis) -> dict[str, Owned]:
+        """Whose the parts of the parameters are; those of the residual's weights are their experts'."""
+        units, experts = self.groups.owned(tasks)
+        found = below("bank", along(self.bank, experts))
+        found |= below("gates", self.gates.owned(units[: self.gates.gates], experts))
+        if self.native_gate is not None:
+            found["native_gate"] = Owned((experts[: len(self.native_index)],))
+        return found
 
     def _native(self) -> Tensor:
         """The residual's weights [G, M], zero for other units' experts."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from recsys.models.experts import ExpertBank
 from recsys.models.gates import mix
+from recsys.models.owners import Axis, Owned, along, below
 from recsys.models.probe import Watched
 from recsys.models.stages import Hidden, StageConfig
 
@@ -50,6 +51,10 @@ class CrossStitch(nn.Module):
             for bank in self.banks
             if isinstance(bank, ExpertBank)
         )
+
+    def owned(self, tasks: Axis) -> dict[str, Owned]:
+        blends = {name: Owned((tasks, tasks)) for name in self.stitches.state_dict()}
+        return below("banks", along(self.banks, tasks)) | below("stitches", blends)
 
     @staticmethod
     def parameter_count(config: Config, *, width: int, tasks: Sequence[str]) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from recsys.errors import ConfigError, nearest
 from recsys.models.experts import ExpertBank
 from recsys.models.gates import SelectiveGates, mix
+from recsys.models.owners import Axis, Owned, Owner, along, below, of_experts
 from recsys.models.probe import Watched
 from recsys.models.stages import Hidden, StageConfig
 
@@ -90,6 +91,17 @@ class HoME(nn.Module):
             )
             for layer in (self.meta, self.specific)
         )
+
+    def owned(self, tasks: Axis) -> dict[str, Owned]:
+        meta = tuple((Owner(None, name),) for name in self.places.meta.names)
+        *categories, shared = meta
+        # In another category a task's experts and gates would read another state.
+        members = [
+            (Owner(task.task, f"in {self.places.meta.names[category]}"),)
+            for (task,), category in zip(tasks, self.places.category_of_task, strict=True)
+        ]
+        specific = self.specific.owned((shared, *categories, *members))
+        return below("meta", self.meta.owned(meta)) | below("specific", specific)
 
     @staticmethod
     def parameter_count(config: Config, *, width: int, tasks: Sequence[str]) -> int:
@@ -246,6 +258,18 @@ class HierarchyLayer(nn.Module):
             # Both sums over experts as one product.
             weights_BGE = weights_BGE + self.self_gates(gated)
         return mix(weights_BGE, experts_BEH)
+
+    def owned(self, groups: Axis) -> dict[str, Owned]:
+        """Whose the parts of the parameters are, of groups that these own."""
+        experts = of_experts(groups, [self.plan.experts] * len(groups))
+        gates = tuple(groups[chosen[-1]] for chosen in self.plan.gates)
+        found = below("bank", along(self.bank, experts))
+        found |= below("gates", self.gates.owned(gates, experts))
+        if self.self_gates is not None:
+            found |= below("self_gates", self.self_gates.owned(gates, experts))
+        if self.feature_gates is not None:
+            found |= below("feature_gates", along(self.feature_gates, groups))
+        return found
 
     @staticmethod
     def parameter_count(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from recsys.models.experts import ExpertBank
 from recsys.models.gates import Gates, mix, shared_input
+from recsys.models.owners import Axis, Owned, along, below
 from recsys.models.probe import Watched
 from recsys.models.stages import Levels, StageConfig
 
@@ -66,6 +67,9 @@ class MultiLevelMMoE(nn.Module):
             for bank, gates in zip(self.banks, self.gates, strict=True)
             if isinstance(bank, ExpertBank) and isinstance(gates, Gates)
         )
+
+    def owned(self, tasks: Axis) -> dict[str, Owned]:
+        return below(f"gates.{len(self.gates) - 1}", along(self.gates[-1], tasks))
 
     @staticmethod
     def parameter_count(config: Config, *, width: int, tasks: Sequence[str]) -> int:

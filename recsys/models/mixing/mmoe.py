@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from recsys.models.experts import ExpertBank
 from recsys.models.gates import Gates, mix, shared_input
+from recsys.models.owners import Axis, Owned, along, below
 from recsys.models.probe import Watched
 from recsys.models.stages import Hidden, StageConfig
 
@@ -63,6 +64,9 @@ class MMoE(nn.Module):
     def watched(self) -> tuple[Watched, ...]:
         shared = ("shared",) * self.bank.experts
         return (Watched(bank=self.bank, gates=self.gates, groups=shared, readers=self.tasks),)
+
+    def owned(self, tasks: Axis) -> dict[str, Owned]:
+        return below("gates", along(self.gates, tasks))
 
     @staticmethod
     def parameter_count(config: Config, *, width: int, tasks: Sequence[str]) -> int:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from recsys.models.experts import ExpertBank
 from recsys.models.gates import Gates, mix, shared_input
+from recsys.models.owners import Axis, Owned
 from recsys.models.probe import Watched
 from recsys.models.stages import Hidden, StageConfig
 
@@ -39,6 +40,9 @@ class OMoE(nn.Module):
     def watched(self) -> tuple[Watched, ...]:
         shared = ("shared",) * self.bank.experts
         return (Watched(bank=self.bank, gates=self.gates, groups=shared, readers=("every task",)),)
+
+    def owned(self, tasks: Axis) -> dict[str, Owned]:
+        return {}
 
     @staticmethod
     def parameter_count(config: Config, *, width: int, tasks: Sequence[str]) -> int:

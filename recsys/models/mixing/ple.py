@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from recsys.models.experts import ExpertBank
 from recsys.models.gates import SelectiveGates, mix, with_shared
 from recsys.models.groups import Groups, TaskExperts, expert_groups
+from recsys.models.owners import Axis, Owned, along, below
 from recsys.models.probe import Watched
 from recsys.models.stages import Hidden, Levels, StageConfig
 
@@ -79,6 +80,14 @@ class PLE(nn.Module):
             if isinstance(bank, ExpertBank) and isinstance(gates, SelectiveGates)
         )
 
+    def owned(self, tasks: Axis) -> dict[str, Owned]:
+        streams, experts = self.groups.owned(tasks)
+        found = below("banks", along(self.banks, experts))
+        for level, gates in enumerate(self.gates):
+            assert isinstance(gates, SelectiveGates)
+            found |= below(f"gates.{level}", gates.owned(streams[: gates.gates], experts))
+        return found
+
     @staticmethod
     def parameter_count(config: Config, *, width: int, tasks: Sequence[str]) -> int:
         """A level of input width d: M experts * M(d; hidden) + d * (choices of the tasks' gates and the shared one)."""
@@ -115,6 +124,9 @@ class CGC(nn.Module):
 
     def watched(self) -> tuple[Watched, ...]:
         return self.level.watched()
+
+    def owned(self, tasks: Axis) -> dict[str, Owned]:
+        return below("level", self.level.owned(tasks))
 
     @staticmethod
     def parameter_count(config: Config, *, width: int, tasks: Sequence[str]) -> int:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from recsys.models.experts import ExpertBank
 from recsys.models.gates import shared_input
+from recsys.models.owners import Axis, Owned
 from recsys.models.probe import Watched
 from recsys.models.stages import Hidden, StageConfig
 
@@ -34,6 +35,9 @@ class SharedBottom(nn.Module):
 
     def watched(self) -> tuple[Watched, ...]:
         return (Watched(bank=self.bank, gates=None, groups=("shared",)),)
+
+    def owned(self, tasks: Axis) -> dict[str, Owned]:
+        return {}
 
     @staticmethod
     def parameter_count(config: Config, *, width: int, tasks: Sequence[str]) -> int:

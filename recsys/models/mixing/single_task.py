@@ -7,6 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from recsys.models.experts import ExpertBank
+from recsys.models.owners import Axis, Owned, along
 from recsys.models.probe import Watched
 from recsys.models.stages import Hidden, StageConfig
 
@@ -36,6 +37,9 @@ class SingleTask(nn.Module):
 
     def watched(self) -> tuple[Watched, ...]:
         return (Watched(bank=self.bank, gates=None, groups=self.tasks),)
+
+    def owned(self, tasks: Axis) -> dict[str, Owned]:
+        return along(self, tasks)
 
     @staticmethod
     def parameter_count(config: Config, *, width: int, tasks: Sequence[str]) -> int:
