@@ -4,7 +4,7 @@ Axes: **F** sparse slots, **B** rows, **N** ids in the batch, **D** dense values
 are in the order of `recsys.layout`, tasks in the schema's. Ids are slot-major, as `recsys.collate` packs them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -60,14 +60,19 @@ class Batch:
         return [tensor for tensor in found if tensor is not None]
 
 
-def from_encoded(encoded: pa.Table, schema: Schema) -> Batch:
-    """The batch of encoded rows with labels. Raises DataError for an id outside its table."""
-    return from_packed(collate(encoded, schema), encoded, schema)
+def from_encoded(encoded: pa.Table, schema: Schema, *, unmapped: Collection[str] = ()) -> Batch:
+    """The batch of encoded rows with labels. Raises DataError for an id outside its table.
+
+    Ids of tables that are `unmapped` are hashes still.
+    """
+    return from_packed(collate(encoded, schema), encoded, schema, unmapped=unmapped)
 
 
-def from_packed(packed: Packed, encoded: pa.Table, schema: Schema) -> Batch:
+def from_packed(
+    packed: Packed, encoded: pa.Table, schema: Schema, *, unmapped: Collection[str] = ()
+) -> Batch:
     """The batch of packed inputs with the labels, weights and keys of the encoded rows they came from."""
-    check_ids(packed, schema)
+    check_ids(packed, schema, unmapped=unmapped)
     tasks = schema.task_names
     return Batch(
         values_N=torch.from_numpy(packed.values_N),
@@ -84,7 +89,7 @@ def from_packed(packed: Packed, encoded: pa.Table, schema: Schema) -> Batch:
     )
 
 
-def check_ids(packed: Packed, schema: Schema) -> None:
+def check_ids(packed: Packed, schema: Schema, *, unmapped: Collection[str] = ()) -> None:
     """Raise DataError when an id lies outside its slot's table: rows encoded for another schema, or damaged."""
     start = 0
     for slot, count in zip(
@@ -93,6 +98,8 @@ def check_ids(packed: Packed, schema: Schema) -> None:
         rows = schema.all_tables[slot.table].rows
         ids = packed.values_N[start : start + count]
         start += count
+        if slot.table in unmapped:
+            continue
         if len(ids) and not (ids.min() >= 0 and ids.max() < rows):
             outside = ids.min() if ids.min() < 0 else ids.max()
             raise DataError(

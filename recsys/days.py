@@ -90,7 +90,8 @@ class Encoded:
 class Days:
     """The rows of some days: their builds, resolved once, and their row groups. See `open_days`.
 
-    `id_maps` turn the hashes of unbounded tables into rows of those tables; without them rows hold hashes.
+    `id_maps` turn the hashes of unbounded tables into rows of those tables. Without them rows hold hashes, and so they
+    do of the tables `unmapped`, which the maps lack.
     """
 
     def __init__(
@@ -110,6 +111,11 @@ class Days:
     def with_id_maps(self, id_maps: Mapping[str, IdMap]) -> "Days":
         """The same rows with their ids as these maps have them."""
         return Days(self._form, self.builds, self.groups, id_maps)
+
+    @property
+    def unmapped(self) -> frozenset[str]:
+        """Unbounded tables whose ids `read` gives as hashes."""
+        return frozenset(self.schema.unbounded) - (self.id_maps or {}).keys()
 
     def only(self, groups: tuple[RowGroup, ...]) -> "Days":
         """The same days with some of their row groups."""

@@ -114,7 +114,7 @@ class Feed:
         read = _LastRead(self.days)
         while True:
             for rows in self._epoch(position, read):
-                yield PlacedBatch(position, from_encoded(rows, self.days.schema))
+                yield PlacedBatch(position, _batch(rows, self.days))
                 position = self.after(position)
 
     def _epoch(self, start: Position, read: "_LastRead") -> Iterator[pa.Table]:
@@ -157,6 +157,11 @@ class Feed:
 
     def _rng(self, epoch: int, stream: int) -> np.random.Generator:
         return np.random.Generator(np.random.PCG64([self._seed, epoch, stream]))
+
+
+def _batch(rows: pa.Table, days: Days) -> Batch:
+    """Training rows as a batch: ids that a step maps are hashes in it."""
+    return from_encoded(rows, days.schema, unmapped=days.unmapped)
 
 
 class _LastRead:

@@ -13,14 +13,14 @@ logger = logging.getLogger(__name__)
 
 
 def take_in(days: Days, maps: Mapping[str, IdMap]) -> tuple[dict[str, IdMap], tuple[Taken, ...]]:
-    """The maps after these days, and what every day did to each; a named split counts as one day.
+    """These maps after these days, and what every day did to each; a named split counts as one day.
 
     Days up to the last one that a map has taken in before are not counted again; of splits, that one alone. Reads the
     columns of unbounded tables once. Memory is bounded by the tables and one row group. Raises DataError naming the
     file when one cannot be read.
     """
     after, taken = dict(maps), list[Taken]()
-    if not days.schema.unbounded:
+    if not maps:
         return after, ()
     for build in days.builds:
         going_on = {

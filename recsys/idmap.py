@@ -1,7 +1,8 @@
 """The id map of an unbounded table: which row of the table belongs to the 64-bit hash of an id.
 
 Encoded rows hold hashes (uint64, 0 for a missing id); `table_rows` turns them into rows of tables, in the feed as in
-the server, before anything else sees them. Which ids have a row is decided by `recsys.admission`, day by day.
+the server, before anything else sees them. Which ids have a row is decided by `recsys.admission`, day by day, or by
+TorchRec, step by step (`recsys.models.embeddings.managed_collision`): then a training step does what the feed does not.
 
 ```
 id_maps/<table>.arrow    Arrow IPC, one row an id, by ascending hash
@@ -11,10 +12,12 @@ id_maps/<table>.arrow    Arrow IPC, one row an id, by ascending hash
   seen   int64           the last update that saw it, counted from 1
 ```
 
+TorchRec keeps one of the two numbers, the other one is 0.
+
 Axes: **N** ids, **E** entries of a map.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -128,13 +131,17 @@ def empty_id_maps(schema: Schema) -> dict[str, IdMap]:
 
 
 def table_rows(encoded: pa.Table, schema: Schema, maps: Mapping[str, IdMap]) -> pa.Table:
-    """Encoded rows, of all columns or of some, with rows of tables in place of hashes."""
+    """Encoded rows, of all columns or of some, with rows of tables in place of hashes.
+
+    Hashes of a table without a map stay, as the int64 of the same bits, for who maps them later.
+    """
     for slot in slots(schema):
         if slot.table not in schema.unbounded or slot.name not in encoded.column_names:
             continue
         column = one_array(encoded.column(slot.name))
         place = encoded.column_names.index(slot.name)
-        found = _column_rows(column, maps[slot.table])
+        rows_of = maps[slot.table].rows if slot.table in maps else _same_bits
+        found = _column_rows(column, rows_of)
         encoded = encoded.set_column(place, pa.field(slot.name, found.type), found)
     return encoded
 
@@ -209,10 +216,14 @@ def _check(found: IdMap, rows: int, file: Path) -> None:
         )
 
 
-def _column_rows(column: pa.Array, id_map: IdMap) -> pa.Array:
+def _same_bits(hash_N: HashArray) -> Int64Array:
+    return hash_N.view(np.int64)
+
+
+def _column_rows(column: pa.Array, rows_of: Callable[[HashArray], Int64Array]) -> pa.Array:
     if not pa.types.is_list(column.type):
-        return pa.array(id_map.rows(column.to_numpy()))
+        return pa.array(rows_of(column.to_numpy()))
     # The values of a slice are those of the whole array; its offsets are its own.
     offsets = column.offsets.to_numpy()
     hash_N: Any = column.values.to_numpy()[offsets[0] : offsets[-1]]
-    return pa.ListArray.from_arrays(pa.array(offsets - offsets[0]), pa.array(id_map.rows(hash_N)))
+    return pa.ListArray.from_arrays(pa.array(offsets - offsets[0]), pa.array(rows_of(hash_N)))

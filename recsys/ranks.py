@@ -82,6 +82,22 @@ def add_up_all(parts: Sequence[Tensor]) -> None:
         part.copy_(total)
 
 
+@torch.no_grad()
+def gathered(part: Tensor) -> Tensor:
+    """All ranks' parts, one after the other by rank: along their first axis, which may be of any length on each."""
+    if world_size() == 1:
+        return part
+    lengths = torch.zeros(world_size(), dtype=torch.int64)
+    lengths[rank()] = len(part)
+    dist.all_reduce(lengths)
+    # Messages of one size are what every backend has.
+    padded = part.new_zeros(int(lengths.max()), *part.shape[1:])
+    padded[: len(part)] = part
+    found = [torch.empty_like(padded) for _ in lengths]
+    dist.all_gather(found, padded)
+    return torch.cat([item[:length] for item, length in zip(found, lengths.tolist(), strict=True)])
+
+
 def largest(numbers: Sequence[int]) -> list[int]:
     """Each number's maximum over ranks."""
     if world_size() == 1 or not numbers:

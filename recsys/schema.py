@@ -45,6 +45,7 @@ from recsys.schema_sections import (
     OTHER_NAMES,
     RESERVED_ROWS,
     TIMESTAMP,
+    UNBOUNDED,
     UNKNOWN_ROW,
     IdToken,
     Keys,
@@ -171,21 +172,27 @@ class Schema(Config):
     @cached_property
     def unbounded(self) -> tuple[str, ...]:
         """Tables whose encoded ids are 64-bit hashes, which an id map (`recsys.idmap`) turns into rows."""
-        return tuple(name for name, item in self.tables.items() if item.id_kind == "unbounded")
+        return tuple(name for name, item in self.tables.items() if item.id_kind in UNBOUNDED)
+
+    @cached_property
+    def managed(self) -> tuple[str, ...]:
+        """Those of the unbounded tables whose id maps TorchRec keeps, and changes after every step."""
+        return tuple(name for name, item in self.tables.items() if item.id_kind == "zch")
 
     @cached_property
     def data_digest(self) -> str:
         """SHA-256 over everything that changes encoded rows: dtypes, kinds, transforms, table rows and seeds, labels.
 
         Widths, sides, targets, pooling and the funnel are left out: tuning them must not invalidate data. So are rows
-        and admission of unbounded tables.
+        and admission of unbounded tables, and whether TorchRec keeps their maps.
         """
         tree = self.model_dump(mode="json")
         for table in tree["tables"].values():
             settings = ["dim", "eviction"]
-            if table["ids"] == "unbounded":
+            if table["ids"] in UNBOUNDED:
                 # Rows hold hashes: which of them have a row of the table is the id map's to say.
                 settings += ["rows", "min_count"]
+                table["ids"] = "unbounded"
             for key in settings:
                 table.pop(key, None)
         for feature in tree["features"].values():

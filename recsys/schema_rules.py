@@ -27,6 +27,7 @@ from recsys.features import (
 )
 from recsys.schema_sections import (
     ARROW_TYPES,
+    UNBOUNDED,
     IdToken,
     Keys,
     Sequence,
@@ -161,10 +162,15 @@ def _table_problems(schema: Sections) -> Iterator[str]:
         if name not in families:
             yield f"tables.{name} is read by no feature and no sequence; remove it"
     for name, item in schema.tables.items():
-        if item.eviction is not None and item.id_kind != "unbounded":
+        if item.eviction is not None and item.id_kind not in UNBOUNDED:
             yield (
                 f"tables.{name}.eviction: its ids are a {item.id_kind}, of which none is ever evicted; "
                 'say ids = "unbounded", or take eviction out'
+            )
+        if item.id_kind == "zch" and "min_count" in item.model_fields_set:
+            yield (
+                f'tables.{name}.min_count: with ids = "zch" TorchRec gives a row to every id that it meets; '
+                'take min_count out, or say ids = "unbounded", which counts'
             )
 
 

@@ -4,7 +4,15 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import pyarrow as pa
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    Tag,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from recsys.config import Config
 from recsys.errors import nearest
@@ -59,10 +67,12 @@ OTHER_NAMES = {
 
 
 Side = Literal["user", "context", "candidate"]
-IdKind = Literal["vocabulary", "hash", "unbounded"]
+IdKind = Literal["vocabulary", "hash", "unbounded", "zch"]
+# The kinds whose days hold hashes, which an id map turns into rows.
+UNBOUNDED: tuple[IdKind, ...] = ("unbounded", "zch")
 Eviction = Literal["lru", "lfu"]
-# What TorchRec calls its own maps of ids.
-_MANAGED_COLLISION = ("zch", "mpzch", "managed_collision")
+# What TorchRec calls its own maps of ids, of which "zch" is one that trains everywhere.
+_MANAGED_COLLISION = ("mpzch", "managed_collision")
 
 
 class Table(Config):
@@ -71,6 +81,7 @@ class Table(Config):
     `ids` says how a raw value becomes a row: a fitted `vocabulary` (values seen at least `min_count` times; the rest
     are unknown), a seeded `hash`, or `unbounded`: by an id map that training keeps, where values seen at least
     `min_count` times take rows and, once all are taken, `eviction` says whose row a new one gets (`recsys.admission`).
+    With `zch` TorchRec keeps that map, and changes it after every step (`recsys.models.embeddings.managed_collision`).
     Without it, tables of up to 200 000 rows take the vocabulary.
     """
 
@@ -84,13 +95,21 @@ class Table(Config):
 
     @field_validator("ids", mode="before")
     @classmethod
-    def _no_managed_collision(cls, ids: Any) -> Any:
+    def _only_sorted_managed_collision(cls, ids: Any) -> Any:
         if ids in _MANAGED_COLLISION:
             raise ValueError(
-                f"{ids!r} is TorchRec's managed collision, which fbgemm cannot train on CPUs; "
-                "say 'unbounded', which trains alike on every device, 'hash' or 'vocabulary'"
+                f"{ids!r} may be TorchRec's multi-probe map, which fbgemm only reads on CPUs; say 'zch', its sorted "
+                "map, or 'unbounded': both train alike on every device"
             )
         return ids
+
+    @model_serializer(mode="wrap")
+    def _as_stated(self, tree_of: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        tree: dict[str, Any] = tree_of(self)
+        if self.ids == "zch":
+            # Which may not be stated there, so what is read back must not state it.
+            tree.pop("min_count", None)
+        return tree
 
     @property
     def id_kind(self) -> IdKind:

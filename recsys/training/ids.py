@@ -4,6 +4,8 @@ They are made once, before the first step: each training day is one update, in o
 are until the training ends. A resumed training takes those of its checkpoint, and a warm start begins with its
 parent's. So a map is a function of these and of the builds of the days, whatever the order in which rows are shuffled,
 however many ranks share them, wherever a run was stopped.
+
+Maps that TorchRec keeps begin as the parent's too, or empty; the steps change them (`recsys.training.managed_ids`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +29,10 @@ def id_maps_of(
     """
     if checkpoint is not None:
         return read_id_maps(checkpoint.path / ID_MAPS, days.schema), ()
-    return take_in(days, empty_id_maps(days.schema) | parent_id_maps(run))
+    begun = empty_id_maps(days.schema) | parent_id_maps(run)
+    by_steps = {name: begun.pop(name).admitted for name in days.schema.managed}
+    by_days, taken = take_in(days, begun)
+    return by_days | by_steps, taken
 
 
 def id_records(taken: Sequence[Taken], *, step: int) -> list[Record]:

@@ -1,7 +1,7 @@
 """What a training tells: `metrics.jsonl` for machines, TensorBoard for people, a progress bar or lines for a terminal.
 
 A record is one JSON object a line with `kind` and `step` (steps done so far): "training" and "validation", which have
-an `epoch` too, or "ids", what a day did to the id maps of unbounded tables.
+an `epoch` too, or "ids", what a day or some steps did to the id maps of unbounded tables.
 """
 
 import json

@@ -142,7 +142,12 @@ def _ids(table: str, encoder: Encoder) -> str:
     if table not in encoder.schema.tables:
         return "numbered rows"
     family = next(found for name, _, found in table_readers(encoder.schema) if name == table)
-    ways = {"vocabulary": "a vocabulary", "hash": "hashes", "unbounded": "an id map"}
+    ways = {
+        "vocabulary": "a vocabulary",
+        "hash": "hashes",
+        "unbounded": "an id map",
+        "zch": "an id map",
+    }
     way = ways[encoder.schema.tables[table].id_kind]
     return f"{way} of ids that a feature makes" if family == "hashed" else f"{way} of {family} ids"
 

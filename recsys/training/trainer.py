@@ -225,6 +225,8 @@ def _loop(training: Training, journal: Journal | Silence, stop: StopRequest) -> 
             if evaluates:
                 records = _evaluate(training, journal)
             if saves:
+                for record in training.id_records():
+                    journal.append(record)
                 training.save()
                 _mark_best(training, records)
                 window = _Window()

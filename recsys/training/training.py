@@ -4,7 +4,7 @@ It is the same in one process as in many ranks (`recsys.ranks`): each rank takes
 losses and gradients are added up over ranks where they are made.
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from recsys.evaluation.experts import headlines
 from recsys.evaluation.metrics import evaluate_tasks
 from recsys.evaluation.outcomes import Outcomes
 from recsys.feed import START, PlacedBatch
+from recsys.idmap import IdMap
 from recsys.models import RankingModel
 from recsys.models.embeddings.lookup import choose_backend, table_specs
 from recsys.models.experts import require_batch_rows
@@ -36,6 +37,7 @@ from recsys.training.forward import Forward
 from recsys.training.funnel_labels import warn_of_funnel_breaks
 from recsys.training.ids import id_maps_of
 from recsys.training.journal import Record
+from recsys.training.managed_ids import ManagedIds, check_managed
 from recsys.training.objective import Loss, build_objective
 from recsys.training.optim import Optimizer
 from recsys.training.selection import criterion_for, numbers_of
@@ -62,6 +64,7 @@ class Training:
         settings = experiment.train
         self.run = run
         self._between_batches = between_batches
+        check_managed(run.schema, experiment)
         self.device = choose_device(settings.device)
         self.criterion = criterion_for(run.schema, settings.metric)
         found = on_first(lambda: read_progress(run))
@@ -69,8 +72,9 @@ class Training:
         train, validation = on_first(lambda: self._days(pinned))
         checkpoint = found[0] if found is not None else None
         id_maps, self.taken = on_first(lambda: id_maps_of(run, train, checkpoint))
-        self.train_days = train.with_id_maps(id_maps)
-        self.validation_days = validation.with_id_maps(id_maps)
+        by_days = {name: id_maps[name] for name in id_maps if name not in run.schema.managed}
+        self.train_days = train.with_id_maps(by_days)
+        self.validation_days = validation
         self.feed = training_feed(self.train_days, experiment)
         steps = settings.epochs * self.feed.batches_per_epoch
         self.total_steps = steps if settings.steps is None else min(steps, settings.steps)
@@ -111,12 +115,20 @@ class Training:
             restore(published, self.model, self.optimizer.dense, self.balance, self.averages)
             self.step, self.position = progress.step, progress.position
             self._saved_step = self.step
+        self.managed_ids = ManagedIds(
+            self.model.embeddings,
+            experiment.model.embeddings,
+            seed=settings.seed,
+            device=self.device,
+        )
         self.model.train()
 
     def batches(self) -> Generator[PlacedBatch, None, None]:
         """This rank's batches from the present position on, at least those of the steps left; close the iterator."""
         batches, asked = self.feed.batches(self.position), self.run.experiment.sharding.pipeline
-        ahead = self.device.type == "cuda" if asked is None else asked
+        # Ids have no row yet when they would travel, where each step changes which one they have.
+        possible = self.device.type == "cuda" and not self.run.schema.managed
+        ahead = possible if asked is None else asked
         if not ahead or world_size() == 1 or not self.model.embeddings.specs:
             return batches
         # Importing TorchRec takes seconds: only who shards tables pays.
@@ -138,7 +150,8 @@ class Training:
         return loss
 
     def _learn(self, batch: Batch) -> Loss | None:
-        on_device = batch.to(self.device)
+        hashed = batch.to(self.device)
+        on_device = self.managed_ids.in_rows(hashed)
         self.soundness.begin()
         self.optimizer.before_backward(self.step)
         repeat = self.backward.repeat(on_device)
@@ -149,6 +162,7 @@ class Training:
             return None
         self.optimizer.after_backward(self.step, norm)
         self.balance.after_step(loss, self.step, repeat)
+        self.managed_ids.after_step(hashed)
         return loss
 
     def _skip(self, loss: Loss, norm: Tensor, batch: Batch) -> None:
@@ -165,15 +179,16 @@ class Training:
 
     def evaluate(self) -> Record:
         """The validation record of the present model, the same on every rank."""
+        days = self.validation_days.with_id_maps(self._present_id_maps())
         watch = watch_over(
             self.model,
-            self.validation_days,
+            days,
             about_rows=self._rows_between_evaluations // _WATCHED_OF,
         )
         with self.averages.in_place(), watch.attached():
             outcomes = outcomes_of(
                 self.model,
-                self.validation_days,
+                days,
                 batch_size=self.run.experiment.evaluation.batch_size,
                 between_batches=self._between_batches,
             )
@@ -194,6 +209,7 @@ class Training:
 
     def save(self) -> None:
         """Write a checkpoint. Raises TrainingError where a number in it would not be finite."""
+        self._present_id_maps()
         require_finite(self.run, self.model, self.optimizer.dense.state(), step=self.step)
         progress = Progress(
             self.step, self.position, self.train_days.builds, self.validation_days.builds
@@ -203,10 +219,20 @@ class Training:
         )
         self._saved_step = self.step
 
+    def id_records(self) -> list[Record]:
+        """What the steps since the last call did to the id maps that they change."""
+        return self.managed_ids.records(step=self.step)
+
     def save_unless_saved(self) -> None:
         """Write a checkpoint of the present step if there is none; a run begins without."""
         if self.step != self._saved_step:
             self.save()
+
+    def _present_id_maps(self) -> Mapping[str, IdMap]:
+        """The model's id maps, brought to the present step."""
+        embeddings = self.model.embeddings
+        embeddings.id_maps = {**embeddings.id_maps, **self.managed_ids.id_maps()}
+        return embeddings.id_maps
 
     @property
     def _rows_between_evaluations(self) -> int:

@@ -70,19 +70,22 @@ keep_checkpoints = 100
 """
 
 
-def schema_toml() -> str:
+def schema_toml(tables: dict[str, str] = TABLES) -> str:
     text = SCHEMA_TOML
-    for bounded, unbounded in TABLES.items():
+    for bounded, unbounded in tables.items():
         assert bounded in text
         text = text.replace(bounded, unbounded)
     return text
 
 
-def unbounded_data(root: Path, rows: dict[str, int] = DAYS) -> SmallData:
-    (root / "schema.toml").write_text(schema_toml(), encoding="utf-8")
+def unbounded_data(
+    root: Path, rows: dict[str, int] = DAYS, *, tables: dict[str, str] = TABLES
+) -> SmallData:
+    text = schema_toml(tables)
+    (root / "schema.toml").write_text(text, encoding="utf-8")
     (root / "experiment.toml").write_text(EXPERIMENT, encoding="utf-8")
     raw = {day: raw_rows(count, seed=seed) for seed, (day, count) in enumerate(rows.items())}
-    schema = Schema.parse(tomllib.loads(schema_toml()), where="schema.toml")
+    schema = Schema.parse(tomllib.loads(text), where="schema.toml")
     data = SmallData(root, fit(schema, [next(iter(raw.values()))]))
     data.encoder.save(root / "encoder")
     for number, (day, rows) in enumerate(raw.items()):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from recsys.batch import Batch, from_encoded
 from recsys.days import Days, open_days, open_form
-from recsys.feed import Feed, Position
+from recsys.feed import START, Feed, Position
 from recsys.id_days import take_in
 from recsys.idmap import empty_id_maps
 from recsys.layout import training_columns
@@ -20,10 +20,11 @@ from recsys.training.distributed.stream import Stream
 from recsys.training.journal import read_records
 from recsys.training.trainer import train
 from tests.recsys.small_data import SmallData
+from tests.recsys.test_managed_ids import TABLES as MANAGED
 from tests.recsys.test_skipped_steps import state_of
 from tests.recsys.test_stream import by_key, chunks_of, local_ray, publish_raw, quiet
 from tests.recsys.test_training import assert_bit_equal
-from tests.recsys.test_unbounded import columns_of, experiment_of, unbounded_data
+from tests.recsys.test_unbounded import TABLES, columns_of, experiment_of, unbounded_data
 from tests.recsys.test_workers import stopped_at
 
 __all__ = ["local_ray"]
@@ -35,7 +36,11 @@ BATCH, WINDOW = 32, 64
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> SmallData:
-    found = unbounded_data(tmp_path_factory.mktemp("unbounded-stream"), ROWS)
+    return data_in(tmp_path_factory.mktemp("unbounded-stream"), TABLES)
+
+
+def data_in(folder: Path, tables: dict[str, str]) -> SmallData:
+    found = unbounded_data(folder, ROWS, tables=tables)
     publish_raw(found.root, {day: ROWS[day] for day in TRAINED})
     return found
 
@@ -79,6 +84,7 @@ def test_a_stream_of_one_process_gives_the_batches_of_the_feed(data: SmallData) 
         expected = [item.batch for item in islice(batches, feed.batches_per_epoch)]
     found = [from_encoded(table, data.schema) for table in chunks_of(stream, Position(1), 1)]
     assert len(found) == len(expected) == 12
+    assert not raw.unmapped
     for one, other in zip(found, expected, strict=True):
         assert_bit_equal(tensors_of(one), tensors_of(other))
 
@@ -87,13 +93,26 @@ def tensors_of(batch: Batch) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in vars(batch).items() if tensor is not None}
 
 
+def test_ids_that_steps_map_are_hashes_in_a_stream_as_in_the_feed(data: SmallData) -> None:
+    encoded, raw = (days.with_id_maps({}) for days in both(data))
+    assert raw.unmapped == {"user", "item"}
+    with closing(Feed(encoded, batch_size=BATCH, seed=3, window_rows=WINDOW).batches()) as batches:
+        expected = next(batches).batch
+    stream = Stream(raw, batch_size=BATCH, seed=3, window_rows=WINDOW)
+    found = from_encoded(chunks_of(stream, START, 1)[0], data.schema, unmapped=raw.unmapped)
+    assert_bit_equal(tensors_of(found), tensors_of(expected))
+    assert int(found.values_N.abs().max()) > 2**50
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 @quiet
 @pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize("tables", [TABLES, MANAGED], ids=["unbounded", "zch"])
 def test_a_stream_trains_to_the_weights_and_maps_of_encoded_days(
-    data: SmallData, tmp_path: Path
+    tables: dict[str, str], tmp_path: Path
 ) -> None:
+    data = data_in(tmp_path, tables)
     settings = (f"data.batch_size={BATCH}", f"data.window_rows={WINDOW}", "train.epochs=2")
     stream = f"data.stream={json.dumps(str(data.root / 'raw'))}"
     train(experiment_of(data, *settings), tmp_path / "encoded")

@@ -26,6 +26,8 @@ from recsys.training.selection import numbers_of
 from recsys.training.trainer import train
 from tests.recsys import replicated_tables
 from tests.recsys.small_data import small_data
+from tests.recsys.test_managed_ids import TABLES as MANAGED
+from tests.recsys.test_unbounded import columns_of, unbounded_data
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKERS = 2
@@ -99,6 +101,15 @@ CASES: dict[str, dict[str, Any]] = {
     "ahead-parts": {"overrides": [AHEAD, *PARTS], "alone": "parts", "like": "parts"},
     # The one process of this case makes its steps at once.
     "parts": {"overrides": PARTS},
+    # Each worker keeps the maps, which change after every step, by the ids of both.
+    "zch": {
+        "overrides": [
+            'schema_file="zch-days/schema.toml"',
+            'data.directory="zch-days/data"',
+            'data.encoder="zch-days/encoder"',
+            'sharding.constraints={ item={ kinds=["row_wise"] }, user={ kinds=["data_parallel"] } }',
+        ]
+    },
 }
 # From rows whose vocabularies have another order: each worker looks up what its parts of tables come from. Another
 # table is copied than in the run that it begins with.
@@ -161,6 +172,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = data_in(tmp_path_factory.mktemp("workers"))
     (folder / "next").mkdir()
     small_data(folder / "next", rows={"2026-01-01": 60, "2026-01-02": 120, "2026-01-03": 100})
+    (folder / "zch-days").mkdir()
+    unbounded_data(folder / "zch-days", tables=MANAGED)
     start(folder, CASES | WARM | {"tables": {}})
     return Trained(folder)
 
@@ -283,7 +296,8 @@ def state_tables(folder: Path) -> list[str]:
 def test_metrics_are_of_all_rows_of_all_workers(trained: Trained, name: str) -> None:
     """The records of the workers, against one process that scores the same weights."""
     run = load_run(trained.folder / name, checkpoint=CURRENT)
-    days = open_days(trained.folder / "data", ["2026-01-03"], encoder=run.encoder)
+    days = open_days(run.experiment.data.directory, ["2026-01-03"], encoder=run.encoder)
+    days = days.with_id_maps(run.id_maps)
     outcomes = outcomes_of(run.model, days, batch_size=run.experiment.evaluation.batch_size)
     expected = {
         entry.name: numbers_of(entry) for entry in evaluate_tasks(outcomes, run.schema.tasks)
@@ -293,6 +307,20 @@ def test_metrics_are_of_all_rows_of_all_workers(trained: Trained, name: str) -> 
     assert last["entries"] == {
         entry: pytest.approx(numbers, rel=1e-6) for entry, numbers in expected.items()
     }
+
+
+def test_workers_keep_the_id_maps_of_one_process(trained: Trained) -> None:
+    run, alone = trained.folder / "zch", trained.alone("zch")
+    two, one = (load_run(item, checkpoint=CURRENT).id_maps for item in (run, alone))
+    for name in ("user", "item"):
+        assert two[name].updates == 2 * BATCHES
+        assert columns_of(two[name]) == columns_of(one[name])
+    told = [
+        [item for item in read_records(path / "metrics.jsonl") if item["kind"] == "ids"]
+        for path in (run, alone)
+    ]
+    assert told[0] == told[1]
+    assert told[0][-1]["tables"]["item"]["evicted"]
 
 
 def test_experts_are_watched_over_the_rows_of_all_workers(trained: Trained) -> None:

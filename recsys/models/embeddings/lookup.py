@@ -233,7 +233,7 @@ def choose_backend(
     if optimizer not in FUSED:
         logger.warning("embeddings backend=plain reason='TorchRec has no %s here'", optimizer)
         return "plain"
-    if not _torchrec_imports():
+    if not torchrec_imports():
         logger.warning("embeddings backend=plain reason='torchrec and fbgemm do not import here'")
         return "plain"
     odd = [spec.name for spec in specs if spec.dim % 4]
@@ -258,7 +258,7 @@ def _tables(
 ) -> Tables:
     if backend == "plain":
         return PlainTables(specs, config, optimizer=optimizer, seed=seed, device=device)
-    if not _torchrec_imports():
+    if not torchrec_imports():
         raise ConfigError(
             'model.embeddings.backend is "torchrec", but torchrec or fbgemm does not import here; '
             'install the project\'s [cpu] or [gpu] extra, or set backend = "plain"'
@@ -272,7 +272,8 @@ def _tables(
     return tables
 
 
-def _torchrec_imports() -> bool:
+def torchrec_imports() -> bool:
+    """Whether TorchRec and fbgemm are installed and fit this torch."""
     if (
         importlib.util.find_spec("torchrec") is None
         or importlib.util.find_spec("fbgemm_gpu") is None

@@ -139,7 +139,42 @@ def initialise(
                 part.put_rows(start, rows_RK)
         for part in own:
             for name, values in part.state.items():
-                values.fill_(config.initial_accumulator if name == "sum" else 0.0)
+                values.fill_(_beginning(name, config))
+
+
+@torch.no_grad()
+def begin_anew(
+    parts: Sequence[Part],
+    spec: TableSpec,
+    rows_E: Tensor,
+    config: EmbeddingsConfig,
+    *,
+    quantities: Sequence[Quantity],
+    seed: int,
+    time: int,
+) -> None:
+    """Give rows of a table values to begin with once more, and of these quantities of an optimizer's state theirs.
+
+    The values are a function of the seed, the table's name, the `time` and the rows' order, whatever part holds them.
+    """
+    generator = torch.Generator().manual_seed(
+        (seed << 32) ^ zlib.crc32(f"{spec.name} {time}".encode())
+    )
+    drawn_EK = torch.randn(len(rows_E), spec.dim, generator=generator)
+    drawn_EK = drawn_EK.mul_(config.initial_deviation).to(rows_E.device)
+    for part in parts:
+        if part.table != spec.name:
+            continue
+        own_E = (rows_E >= part.rows.start) & (rows_E < part.rows.stop)
+        here_E = rows_E[own_E] - part.first_row
+        part.weight_RK[here_E] = drawn_EK[own_E][:, part.columns]
+        for item in quantities:
+            if item.of != "table":
+                part.state[item.name][here_E] = _beginning(item.name, config)
+
+
+def _beginning(quantity: str, config: EmbeddingsConfig) -> float:
+    return config.initial_accumulator if quantity == "sum" else 0.0
 
 
 def initial_rows(spec: TableSpec, *, seed: int, deviation: float) -> Iterator[tuple[int, Tensor]]:

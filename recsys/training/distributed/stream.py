@@ -73,7 +73,8 @@ class Stream:
                 chunks = self._chunks(self._split(position))
                 with closing(prefetched(chunks)) as tables:
                     for table in tables:
-                        yield PlacedBatch(position, from_encoded(table, self.days.schema))
+                        batch = from_encoded(table, self.days.schema, unmapped=self.days.unmapped)
+                        yield PlacedBatch(position, batch)
                         position = self.after(position)
                 assert position.batch == 0, "each rank has a chunk for each step"
 
