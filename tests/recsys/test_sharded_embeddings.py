@@ -23,6 +23,8 @@ from recsys.training.distributed.demand import demands
 from recsys.training.distributed.described_tables import sharders
 from recsys.training.distributed.plan import Budget, Dense
 from recsys.training.distributed.sharding_plan import plan_module
+from recsys.models.embeddings.lookup import Embeddings
+from tests.recsys.table_state import optimizer_state
 from tests.recsys.test_embeddings import RATE, TREE, embeddings, random_batch, some_loss
 
 class OneKind(FusedEmbeddingBagCollectionSharder):
@@ -51,8 +53,8 @@ for module in (alone, shared):
 for seed, longest in enumerate((5, 0, 5, 5)):
     for module in (alone, wrapped):
         some_loss(module(random_batch(schema, seed, longest=longest))).backward()
-for read in ("table_weights", "optimizer_state"):
-    expected, found = getattr(alone, read)(), getattr(shared, read)()
+for read in (Embeddings.table_weights, optimizer_state):
+    expected, found = read(alone), read(shared)
     for name, table in expected.items():
         torch.testing.assert_close(found[name], table, rtol=1e-5, atol=1e-6)
 print("equal", flush=True)
