@@ -66,10 +66,15 @@ class Soundness:
 
 
 def require_finite(
-    run: RunDirectory, model: RankingModel, optimizer: Mapping[str, Tensor], *, step: int
+    run: RunDirectory,
+    model: RankingModel,
+    optimizer: Mapping[str, Tensor],
+    balance: Mapping[str, Tensor],
+    *,
+    step: int,
 ) -> None:
-    """Raise TrainingError, on all ranks, where a weight, a table or an optimizer's state is not finite on one."""
-    found = to_first(_not_finite(model, optimizer))
+    """Raise TrainingError, on all ranks, where a number that a checkpoint would hold is not finite on one."""
+    found = to_first(_not_finite(model, optimizer, balance))
     name = on_first(lambda: next((name for name in found if name), ""))
     if name:
         raise TrainingError(
@@ -78,10 +83,13 @@ def require_finite(
         )
 
 
-def _not_finite(model: RankingModel, optimizer: Mapping[str, Tensor]) -> str:
+def _not_finite(
+    model: RankingModel, optimizer: Mapping[str, Tensor], balance: Mapping[str, Tensor]
+) -> str:
     """The first tensor that is not; an empty text when all are."""
     named = {f"parameter {name!r}": item for name, item in model.program.state_dict().items()}
     named |= {f"AdamW's {name!r}": item for name, item in optimizer.items()}
+    named |= {f"the balancing method's {name!r}": item for name, item in balance.items()}
     for part in model.embeddings.tables.parts():
         named[f"table {part.table!r}"] = part.weight_RK
         named |= {f"the {name} of table {part.table!r}": item for name, item in part.state.items()}

@@ -210,7 +210,13 @@ class Training:
     def save(self) -> None:
         """Write a checkpoint. Raises TrainingError where a number in it would not be finite."""
         self._present_id_maps()
-        require_finite(self.run, self.model, self.optimizer.dense.state(), step=self.step)
+        require_finite(
+            self.run,
+            self.model,
+            self.optimizer.dense.state(),
+            self.balance.state(),
+            step=self.step,
+        )
         progress = Progress(
             self.step, self.position, self.train_days.builds, self.validation_days.builds
         )

@@ -102,6 +102,13 @@ def told_before(experiment: Experiment, run: Path, *, by: Path) -> None:
     train(experiment, run, resume=True)
 
 
+def test_a_balancing_method_whose_state_overflows_ends_the_training(tmp_path: Path) -> None:
+    data = data_with({"label:watch": 1e19, "observed:watch": 1}, tmp_path)
+    balanced = 'objective.balance={ kind = "uncertainty" }'
+    with pytest.raises(TrainingError, match="the balancing method's 'exp_avg_sq' is not finite"):
+        train(experiment_of(data, balanced), tmp_path / "run")
+
+
 def test_a_skipped_step_leaves_no_trace(found: Found, tmp_path: Path) -> None:
     told_before(experiment_of(found.data), tmp_path / "told", by=found.run)
 
