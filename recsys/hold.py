@@ -12,7 +12,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from recsys.errors import ArtifactError
@@ -36,6 +36,9 @@ def held(run: Path) -> Iterator[None]:
         os.write(descriptor, json.dumps(found).encode())
         yield
     finally:
+        # A child that was forked meanwhile has the file open too, and with it the lock.
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
 
 

@@ -175,6 +175,18 @@ def test_of_two_new_runs_made_at_once_one_is_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+def test_a_child_that_was_forked_meanwhile_holds_nothing_afterwards(tmp_path: Path) -> None:
+    with held(tmp_path):
+        child = os.fork()
+        if child == 0:
+            signal.pause()
+    try:
+        assert not is_held(tmp_path)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
 def test_a_lock_on_a_run_that_is_gone_holds_nothing(tmp_path: Path) -> None:
     """Whoever waits at a run that is replaced meanwhile meets the one who holds the new one."""
     run, old = tmp_path / "run", tmp_path / "old"

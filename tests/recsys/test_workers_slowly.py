@@ -18,6 +18,7 @@ import pytest
 from recsys.errors import ConfigError
 from recsys.evaluation.evaluate import evaluate
 from recsys.export import export
+from recsys.hold import is_held
 from recsys.publish import resolve
 from recsys.training.distributed.launcher import launch
 from recsys.training.journal import read_records
@@ -252,6 +253,22 @@ def test_a_killed_worker_starts_all_again_from_the_checkpoint(trained: Trained) 
         losses_of(uninterrupted.path), rel=1e-4
     )
     assert_close(state_of(trained.folder / "restarted"), state_of(uninterrupted.path), 1e-4)
+
+
+@pytest.mark.slow
+def test_workers_whose_launcher_is_killed_stop_with_a_checkpoint(trained: Trained) -> None:
+    run = trained.folder / "orphans"
+    options = ("--set", "train.epochs=5000", "--set", "train.patience=5000")
+    with started(trained.folder, run.name, *options) as process:
+        workers = workers_at_work(process, run)
+        process.kill()
+        _, left = psutil.wait_procs(workers, timeout=60)
+        for item in left:
+            item.kill()
+        process.communicate()
+    assert not left
+    assert not is_held(run)
+    assert not list((run / "checkpoints").glob(".draft-*"))
 
 
 @pytest.mark.slow

@@ -4,8 +4,10 @@ A launcher, torchrun or our own, tells each worker in its environment which it i
 fails, it alone tells why, and the launcher ends the others.
 """
 
+import ctypes
 import logging
 import os
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -28,6 +30,8 @@ TIMEOUT = timedelta(hours=1)
 # How long a worker that has nothing to tell waits for its launcher to end it.
 _PATIENCE_SECONDS = 60
 _TOLD = "recsys/told"
+# Of Linux's prctl: the signal that comes when the parent process has ended.
+_PR_SET_PDEATHSIG = 1
 
 
 def is_worker() -> bool:
@@ -72,6 +76,7 @@ def joined() -> Iterator[None]:
     if not is_worker():
         yield
         return
+    _end_with_the_launcher()
     store = _join()
     try:
         yield
@@ -80,6 +85,12 @@ def joined() -> Iterator[None]:
         raise
     wait_for_all()
     dist.destroy_process_group()
+
+
+def _end_with_the_launcher() -> None:
+    """Be asked to stop (SIGTERM) when the launcher is killed: nobody else ends this worker, and it holds the run."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _join() -> "Store":
