@@ -158,7 +158,8 @@ class ExpertBank(nn.Module):
         return self._out(h_EBI.transpose(0, 1))
 
     def _hidden(self, h: Tensor) -> Tensor:
-        return self._drop(F.silu(h) if isinstance(self.activation, nn.SiLU) else F.relu(h))
+        # Nobody else reads the products; ReLU's gradient needs its result alone.
+        return self._drop(F.silu(h) if isinstance(self.activation, nn.SiLU) else F.relu_(h))
 
     def _out(self, h_BEH: Tensor) -> Tensor:
         if self.norm is not None:
