@@ -1,12 +1,13 @@
 """Training speed beside torch-rechub, DeepCTR-Torch and a plain TorchRec loop, from Parquet on disk to updated weights.
 
     python benchmarks/peers.py --work FOLDER [--case small large] [--rounds 5] [--threads 1]
+        [--precision float32 bf16] [--records FOLDER]
 
 Each side is a process of its own on the same rows: it builds its model, takes a step or two to get warm, then is
 measured over a pass of a day, reading included. Sides take turns, so what else the machine does falls on all alike;
 what counts is CPU time on one thread, and of ratios the median over rounds. Peers have environments of their own under
 `--work`, made on the first call; they run float32, as their trainers do. Records go to records/speed; a call goes on
-where another stopped.
+where another stopped. Another processor has records of its own, and float32 alone where it only emulates bf16.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -57,13 +59,14 @@ class Side:
     options: tuple[str, ...] = ()
 
 
+PRECISIONS = ("float32", "bf16")
 SIDES = {
     "torch-rechub": Side("peer_rechub.py", "short", "rechub"),
     "torch-rechub, our layers": Side("peer_rechub.py", "short", "rechub", ("--without-norms",)),
     "DeepCTR-Torch": Side("peer_deepctr.py", "short", "deepctr"),
 } | {
     f"{name} {precision}": Side(script, "train", options=("--precision", precision))
-    for precision in ("float32", "bf16")
+    for precision in PRECISIONS
     for name, script in (
         ("TorchRec loop", "speed_torchrec.py"),
         ("recsys", "speed_ours.py"),
@@ -72,6 +75,15 @@ SIDES = {
 }
 
 Round = dict[str, dict[str, float]]
+
+
+def sides_in(precisions: Sequence[str]) -> tuple[str, ...]:
+    """Sides that compute in one of these precisions, and the peers."""
+    return tuple(
+        name
+        for name, side in SIDES.items()
+        if side.environment is not None or name.split()[-1] in precisions
+    )
 
 
 def python_of(environment: str | None, work: Path) -> Path:
@@ -107,7 +119,7 @@ def result_of(command: list[str], *, threads: int) -> dict[str, float]:
     return found
 
 
-def one_round(names: list[str], folder: Path, work: Path, *, threads: int) -> Round:
+def one_round(names: Sequence[str], folder: Path, work: Path, *, threads: int) -> Round:
     """Every side once."""
     found: Round = {}
     for name in names:
@@ -129,10 +141,17 @@ def record_file(case: str, threads: int, records: Path = RECORDS) -> Path:
 
 
 def measure(
-    case: str, job: Job, work: Path, *, rounds: int, threads: int = 1, **where: Any
+    case: str,
+    job: Job,
+    work: Path,
+    *,
+    rounds: int,
+    threads: int = 1,
+    sides: Sequence[str] = tuple(SIDES),
+    records: Path = RECORDS,
 ) -> None:
     """Add rounds to a case's record until it has so many."""
-    file = record_file(case, threads, **where)
+    file = record_file(case, threads, records)
     folder = work / "jobs" / case
     prepare(job, folder)
     record: dict[str, Any] = {
@@ -146,7 +165,7 @@ def measure(
     if file.is_file() and (found := json.loads(file.read_text()))["job"] == record["job"]:
         record["rounds"] = found["rounds"]
     while len(record["rounds"]) < rounds:
-        record["rounds"].append(one_round(list(SIDES), folder, work, threads=threads))
+        record["rounds"].append(one_round(sides, folder, work, threads=threads))
         write_record(file, record)
 
 
@@ -156,10 +175,20 @@ def main() -> None:
     parser.add_argument("--case", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
+    parser.add_argument("--records", type=Path, default=RECORDS)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     for case in options.case:
-        measure(case, CASES[case], options.work, rounds=options.rounds, threads=options.threads)
+        measure(
+            case,
+            CASES[case],
+            options.work,
+            rounds=options.rounds,
+            threads=options.threads,
+            sides=sides_in(options.precision),
+            records=options.records,
+        )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from peers import RECORDS, SIDES, rate, record_file
 from speed_ceiling import multiply_adds
 from speed_growth import AXES
 from speed_step import FEED, PARTS
-from speed_words import AIMS, INTRODUCTION, REPRODUCE, heading
+from speed_words import AIMS, ANOTHER, INTRODUCTION, ON_ANOTHER, REPRODUCE, heading
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "speed.md"
@@ -27,8 +27,8 @@ Record = dict[str, Any]
 
 def render(records: Path = RECORDS) -> str:
     """The page; what was not measured has no table."""
-    parts = [INTRODUCTION, *_beside_peers(records), *_by_part(records)]
-    parts += [*_quality(records), *_growth(records), REPRODUCE]
+    parts = [INTRODUCTION, *_beside_peers(records), *_on_another(records / ANOTHER)]
+    parts += [*_by_part(records), *_quality(records), *_growth(records), REPRODUCE]
     return "\n".join(parts)
 
 
@@ -43,33 +43,49 @@ def ratio(rounds: list[Mapping[str, Any]], ours: str, peer: str) -> float:
 
 
 def _beside_peers(records: Path) -> Iterable[str]:
-    for case in AIMS:
-        record = _read(record_file(case, 1, records))
-        if record is None:
-            continue
-        rounds = record["rounds"]
-        yield heading(case, record)
-        yield markdown([_peer_row(rounds, name) for name in SIDES], left=("side",))
-        yield _verdicts(case, rounds)
+    yield from _one_thread(records, level="##")
     for case in AIMS:
         record = _read(record_file(case, 2, records))
         if record is not None:
             yield _two_threads(case, record["rounds"])
 
 
+def _on_another(records: Path) -> Iterable[str]:
+    if records.is_dir():
+        yield ON_ANOTHER
+        yield from _one_thread(records, level="###")
+
+
+def _one_thread(records: Path, *, level: str) -> Iterable[str]:
+    for case in AIMS:
+        record = _read(record_file(case, 1, records))
+        if record is None:
+            continue
+        rounds = record["rounds"]
+        yield heading(case, record, level=level)
+        yield markdown([_peer_row(rounds, name) for name in rounds[0]], left=("side",))
+        yield _verdicts(case, rounds)
+
+
 def _peer_row(rounds: list[Mapping[str, Any]], name: str) -> dict[str, str]:
     peak = statistics.median(item[name]["peak_bytes"] for item in rounds) / 2**30
     row = {"side": name, "samples/s": f"{medians(rounds, name):,.0f}", "peak GiB": f"{peak:.2f}"}
-    for ours in OURS:
+    for ours in _ours(rounds):
         alike = name not in OURS and name.split()[-1] == ours.split()[-1]
         shown = alike or SIDES[name].environment is not None
         row[f"{ours} by it"] = f"{ratio(rounds, ours, name):.2f}" if shown else ""
     return row
 
 
+def _ours(rounds: list[Mapping[str, Any]]) -> list[str]:
+    """Our sides of those measured."""
+    return [name for name in OURS if name in rounds[0]]
+
+
 def _verdicts(case: str, rounds: list[Mapping[str, Any]]) -> str:
     lines = []
-    for ours, aim in zip(OURS, AIMS[case], strict=True):
+    for ours in _ours(rounds):
+        aim = AIMS[case][OURS.index(ours)]
         found = {name: ratio(rounds, ours, name) for name in LIBRARIES}
         worst = min(found, key=lambda name: found[name])
         most = ratio(rounds, f"ceiling {ours.split()[-1]}", worst)
@@ -77,7 +93,7 @@ def _verdicts(case: str, rounds: list[Mapping[str, Any]]) -> str:
             f"- Aim for {ours}, {aim:g} times either library: {_word(found[worst] >= aim)}, {found[worst]:.1f} "
             f"({worst}; products alone, at the ceiling, would be {most:.1f})."
         )
-    loops = [(f"recsys {name}", f"TorchRec loop {name}") for name in ("float32", "bf16")]
+    loops = [(ours, f"TorchRec loop {ours.split()[-1]}") for ours in _ours(rounds)]
     slowest = min(ratio(rounds, *pair) for pair in loops)
     lines.append(
         f"- Never slower than the plain TorchRec loop in the same precision: {_word(slowest >= 1)}, {slowest:.2f}."

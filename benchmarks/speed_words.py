@@ -33,6 +33,15 @@ leaves that much and no more.
 This page is generated: `python benchmarks/speed_page.py`.
 """
 
+# The folder of another processor's records.
+ANOTHER = "avx2"
+ON_ANOTHER = """\
+## On a processor without bf16
+
+The same in float32 on an AMD EPYC of an older kind (Zen 3: AVX2, no AVX-512), where a product in bf16 is emulated and
+takes 8 times as long as in float32: `peers.py --precision float32 --records benchmarks/records/speed/avx2`.
+"""
+
 REPRODUCE = """\
 ## Reproduce
 
@@ -49,7 +58,9 @@ python benchmarks/speed_page.py
 """
 
 
-def heading(case: str, record: Mapping[str, Any]) -> str:
+def heading(case: str, record: Mapping[str, Any], *, level: str) -> str:
     """Of a case's table."""
     rows, rounds = record["job"]["table_rows"], len(record["rounds"])
-    return f"## {case.capitalize()} tables: 26 x {rows:,} rows\n\nOne thread; rounds: {rounds}.\n"
+    return (
+        f"{level} {case.capitalize()} tables: 26 x {rows:,} rows\n\nOne thread; rounds: {rounds}.\n"
+    )
