@@ -466,6 +466,35 @@ def test_the_simulated_experiment_has_a_plan(tmp_path: Path) -> None:
     assert json.loads(json.dumps(plan.to_json()))["parameters"] == plan.parameters
 
 
+def test_maps_that_torchrec_keeps_are_not_for_tables(tmp_path: Path) -> None:
+    log = simulate(tmp_path / "log", rows=1000, users=20, items=100, days=3)
+    file = log.experiment_file.with_name("schema.toml")
+    text = file.read_text(encoding="utf-8").replace(
+        "item     = { rows = 102, dim = 16 }", 'item     = { rows = 1_000, dim = 16, ids = "zch" }'
+    )
+    file.write_text(text, encoding="utf-8")
+    plan = audit(load_experiment(log.experiment_file), Cluster(world_size=8))
+    # a thousand rows of 24 bytes, and 48 while they are updated
+    assert plan.budget.id_map_bytes == 72_000
+    assert plan.to_json()["memory"]["id_map_bytes"] == 72_000
+    assert ", 72.0 kB id maps\n" in plan_text(plan)
+
+
+def test_a_rank_has_room_for_tables_beside_its_id_maps() -> None:
+    def with_maps(size: int) -> Plan:
+        # the table needs 22,600 bytes cut by rows
+        budget = Budget(replace(FOUR_RANKS, hbm_bytes=23_000), 0.0, Dense(0), size)
+        return plan_tables((USER,), budget, batch_size=B, config=ShardingConfig())
+
+    with_maps(400)
+    with pytest.raises(ConfigError, match=r"dense part, 401 B for id maps\); take more ranks"):
+        with_maps(401)
+    with pytest.raises(
+        ConfigError, match=r"the id maps do not fit: .* 23.0 kB for id maps\); give"
+    ):
+        with_maps(23_000)
+
+
 # On one host, cuts by rows of all ranks and of the host cost the same. Which of them the planner meets first would
 # follow from the order of a set of texts.
 SCRIPT = """

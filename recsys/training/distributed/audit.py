@@ -7,7 +7,7 @@ from recsys.experiment import Experiment
 from recsys.models import build_program
 from recsys.models.embeddings.updates import check_fused
 from recsys.training.distributed.cluster import Cluster
-from recsys.training.distributed.demand import demands, lengths
+from recsys.training.distributed.demand import demands, id_map_bytes, lengths
 from recsys.training.distributed.plan import Budget, Dense, Plan
 
 
@@ -35,7 +35,7 @@ def audit(experiment: Experiment, cluster: Cluster, *, batch_size: int | None = 
     dense = Dense(sum(parameter.numel() for parameter in program.parameters()))
     return plan_tables(
         asked,
-        Budget(cluster, sharding.reserved, dense),
+        Budget(cluster, sharding.reserved, dense, id_map_bytes(schema)),
         batch_size=batch_size or experiment.data.batch_size,
         config=sharding,
         lengths=lengths(schema, sharding),

@@ -11,6 +11,8 @@ from recsys.sharding import ShardingConfig
 
 # Ids of a bag whose length neither the schema bounds nor `[sharding] lengths` states.
 ASSUMED_BAG_LENGTH = 10.0
+# Of a map that TorchRec keeps, bytes a row: id, row and a number; scores and the new order while it is updated.
+_MAP_BYTES = 24 + 48
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,11 @@ def demands(
         Demand(spec, tuple(means[stream] for stream in spec.streams), optimizer)
         for spec in table_specs(schema)
     )
+
+
+def id_map_bytes(schema: Schema) -> int:
+    """What the id maps that TorchRec keeps (`ids = "zch"`) take of every rank's device, while they are updated too."""
+    return sum(_MAP_BYTES * schema.tables[name].rows for name in schema.managed)
 
 
 def lengths(schema: Schema, config: ShardingConfig) -> tuple[Length, ...]:

@@ -34,15 +34,19 @@ class Dense:
 
 @dataclass(frozen=True)
 class Budget:
-    """What of a rank's memory goes to what: the cluster's, less `reserved` (a share of it), less the dense part."""
+    """What of a rank's memory goes to what: the cluster's, less `reserved` (a share of it), less what is on every rank.
+
+    That is the dense part, and `id_map_bytes`.
+    """
 
     cluster: Cluster
     reserved: float
     dense: Dense
+    id_map_bytes: int = 0
 
     @property
     def device_limit(self) -> int:
-        """Bytes of a rank's device for tables, a step's buffers and the dense part."""
+        """Bytes of a rank's device for tables, a step's buffers, the dense part and id maps."""
         return int(self.cluster.rank_bytes * (1 - self.reserved))
 
     @property
@@ -53,7 +57,7 @@ class Budget:
         return int(self.cluster.host_bytes_of_rank * (1 - self.reserved))
 
     def room(self) -> Room:
-        """What is left for tables. Raises ConfigError when the dense part leaves nothing."""
+        """What is left for tables. Raises ConfigError when the dense part, or id maps beside it, leave nothing."""
         left = self.device_limit - self.dense.bytes
         memory = "HBM" if self.cluster.device == "cuda" else "host memory"
         whole = f"{bytes_text(self.cluster.rank_bytes)} {memory} less {self.reserved:.0%} reserved"
@@ -64,6 +68,14 @@ class Budget:
                 f"{bytes_text(self.device_limit)} ({whole}); make bottom, mixing or heads smaller"
             )
         because = f"{whole} and {bytes_text(self.dense.bytes)} for the dense part"
+        if self.id_map_bytes:
+            because += f", {bytes_text(self.id_map_bytes)} for id maps"
+            left -= self.id_map_bytes
+            if left <= 0:
+                raise ConfigError(
+                    f'the id maps do not fit: those of tables with ids = "zch" lie whole on every rank ({because}); '
+                    'give these tables fewer rows, or say ids = "unbounded"'
+                )
         return Room(self.cluster.world_size, left, self.host_limit, because)
 
 
@@ -135,6 +147,7 @@ class Plan:
             "memory": {
                 "reserved": budget.reserved,
                 "device_limit_bytes": budget.device_limit,
+                "id_map_bytes": budget.id_map_bytes,
                 "host_limit_bytes": budget.host_limit,
             },
             "dense": {

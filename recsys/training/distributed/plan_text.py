@@ -102,12 +102,14 @@ def _optimizer(plan: Plan) -> str:
 def _memory(plan: Plan) -> list[str]:
     budget = plan.budget
     fullest = max(plan.loads, key=lambda load: load.device_bytes + load.buffer_bytes)
-    used = fullest.device_bytes + fullest.buffer_bytes + budget.dense.bytes
+    used = fullest.device_bytes + fullest.buffer_bytes + budget.dense.bytes + budget.id_map_bytes
     device = (
         f"{bytes_text(used)} of {bytes_text(budget.device_limit)} at rank {fullest.rank}, the fullest: "
         f"{bytes_text(fullest.device_bytes)} rows and state, {bytes_text(fullest.buffer_bytes)} buffers, "
         f"{bytes_text(budget.dense.bytes)} dense part"
     )
+    if budget.id_map_bytes:
+        device += f", {bytes_text(budget.id_map_bytes)} id maps"
     reserved = f"reserved      {budget.reserved:.0%} of all memory, beside these limits"
     if budget.cluster.device == "cpu":
         return [f"host memory   {device}", reserved]

@@ -23,7 +23,7 @@ from recsys.models.embeddings.torchrec import TorchRecTables
 from recsys.ranks import on_first, ranks_here, world_size
 from recsys.run import RunDirectory
 from recsys.training.distributed.cluster import Cluster
-from recsys.training.distributed.demand import demands
+from recsys.training.distributed.demand import demands, id_map_bytes
 from recsys.training.distributed.described_tables import sharders
 from recsys.training.distributed.plan import Budget, Dense, Plan
 from recsys.training.distributed.sharding_plan import ModulePlan, plan_module
@@ -110,7 +110,9 @@ def _planned(run: RunDirectory, model: RankingModel, device: torch.device) -> Mo
     return plan_module(
         tables,
         demands(run.schema, experiment.sharding, experiment.optimizer.embeddings),
-        budget=Budget(_cluster(device), experiment.sharding.reserved, dense),
+        budget=Budget(
+            _cluster(device), experiment.sharding.reserved, dense, id_map_bytes(run.schema)
+        ),
         batch_size=-(-experiment.data.batch_size // world_size()),
         config=experiment.sharding,
     )
