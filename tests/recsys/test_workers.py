@@ -18,6 +18,7 @@ from recsys.evaluation.evaluate import outcomes_of
 from recsys.evaluation.metrics import evaluate_tasks
 from recsys.experiment import Experiment, load_experiment
 from recsys.models.embeddings.updates import FUSED, TableOptimizer
+from recsys.new_run import new_run
 from recsys.publish import CURRENT, point, read_version, versions
 from recsys.run import CHECKPOINT_KIND, load_run
 from recsys.tensor_files import read_tensors
@@ -121,6 +122,13 @@ NEXT = [
     copied("item"),
 ]
 WARM: dict[str, dict[str, Any]] = {"warm": {"overrides": NEXT, "warm_start": "mmoe"}}
+# Runs that know from their first step on that they pass over one: what travelled for it is looked up by nobody, and the
+# evaluation behind it asks for rows of its own.
+OFTEN = ["train.steps=4", "train.evaluate_every=1", "train.patience=4"]
+PASSED: dict[str, dict[str, Any]] = {
+    "passed": {"overrides": OFTEN, "resume": True},
+    "ahead-passed": {"overrides": [*OFTEN, AHEAD], "resume": True},
+}
 # Sums over rows in another order differ by rounding. Biases in front of HoME's normalisation have no gradient but that,
 # of which AdamW makes whole steps: they show where running statistics are used, in a batch of one row.
 TOLERANCE = {name: 1e-3 if name == "home" else 1e-5 for name in CASES}
@@ -133,7 +141,7 @@ class Trained:
     folder: Path
 
     def experiment(self, name: str, *more: str) -> Experiment:
-        overrides = (*(CASES | WARM)[name]["overrides"], *more)
+        overrides = (*(CASES | WARM | PASSED)[name]["overrides"], *more)
         return load_experiment(self.folder / "experiment.toml", overrides=overrides)
 
     def notes(self, name: str) -> list[dict[str, Any]]:
@@ -174,8 +182,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     small_data(folder / "next", rows={"2026-01-01": 60, "2026-01-02": 120, "2026-01-03": 100})
     (folder / "zch-days").mkdir()
     unbounded_data(folder / "zch-days", tables=MANAGED)
-    start(folder, CASES | WARM | {"tables": {}})
-    return Trained(folder)
+    found = Trained(folder)
+    for name in PASSED:
+        with new_run(folder / name, found.experiment(name)):
+            (folder / name / "skipped_steps.jsonl").write_text('{"step": 1, "skipped": true}\n')
+    start(folder, CASES | WARM | PASSED | {"tables": {}})
+    return found
 
 
 each_case = pytest.mark.parametrize("name", list(CASES))
@@ -216,6 +228,17 @@ def test_losses_and_all_state_are_those_of_one_process(trained: Trained, name: s
     assert len(losses_of(alone)) == 2 * BATCHES
     assert losses_of(trained.folder / name) == pytest.approx(losses_of(alone), rel=TOLERANCE[name])
     assert_close(state_of(trained.folder / name), state_of(alone), TOLERANCE[name])
+
+
+def test_an_evaluation_behind_a_step_that_is_passed_over_looks_up_its_own_rows(
+    trained: Trained,
+) -> None:
+    found, expected = (
+        read_records(trained.folder / name / "metrics.jsonl") for name in ("ahead-passed", "passed")
+    )
+    assert [item["step"] for item in found if item["kind"] == "training"] == [1, 3, 4]
+    assert [item["step"] for item in found if item["kind"] == "validation"] == [1, 2, 3, 4]
+    assert [without_speed(item) for item in found] == [without_speed(item) for item in expected]
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if "like" in case])
