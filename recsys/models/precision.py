@@ -54,8 +54,8 @@ def warn_of_slow_bf16(device: torch.device) -> None:
     times = bf16_slowdown(device)
     if times > 1:
         logger.warning(
-            "train.slow_bf16 times=%.1f hint='products in bf16 take so many times as long as in float32 on this CPU, "
-            'which has no instructions for them; set train.precision = "float32"\'',
+            "train.slow_bf16 times=%.1f hint='products in bf16 take so many times as long as in float32 on this CPU; "
+            'set train.precision = "float32"\'',
             times,
         )
 

@@ -12,26 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor
 
 from recsys.baseline.inputs import read_tree_rows
 from recsys.batch import Batch
-from recsys.bundle import load_bundle
-from recsys.collate import collate
 from recsys.days import open_days
 from recsys.errors import ConfigError
 from recsys.evaluation.doctor import examine
 from recsys.evaluation.evaluate import evaluate, outcomes_of
 from recsys.evaluation.metrics import evaluate_tasks
 from recsys.experiment import Experiment, load_experiment
-from recsys.export import eager_logits, export
 from recsys.feed import Feed
-from recsys.hashing import hash_ids
 from recsys.id_days import take_in
-from recsys.idmap import IdMap, empty_id_maps, read_id_maps, table_rows
+from recsys.idmap import IdMap, empty_id_maps, read_id_maps
 from recsys.layout import slots
 from recsys.new_run import new_run
 from recsys.publish import CURRENT, versions
@@ -42,11 +37,11 @@ from recsys.training.selection import numbers_of
 from recsys.training.trainer import train
 from recsys.training.training import Training
 from recsys.training.warm_start import choose_parent
-from tests.recsys.small_data import SmallData, raw_rows
+from tests.recsys.small_data import SmallData
 from tests.recsys.table_state import optimizer_state
 from tests.recsys.test_managed_collision import ByHand
 from tests.recsys.test_training import assert_bit_equal, killed_after, records_of
-from tests.recsys.test_unbounded import columns_of, unbounded_data
+from tests.recsys.test_unbounded import bundle_that_scores_as, columns_of, unbounded_data
 
 # Of 100 items and 40 users few have a row at once.
 TABLES = {
@@ -249,26 +244,7 @@ def test_evaluations_read_the_map_of_their_step(data: SmallData, run: Path) -> N
 def test_a_bundle_scores_known_and_unknown_ids_as_the_model_does(
     data: SmallData, run: Path, tmp_path: Path
 ) -> None:
-    trained = load_run(run)
-    rows = raw_rows(50, seed=9)
-    place = rows.column_names.index("item_id")
-    strangers = pa.array([None, 10**15, *range(48)], pa.int64())
-    rows = rows.set_column(place, rows.schema.field("item_id"), strangers)
-    inputs = data.encoder.encode_inputs(rows)
-    packed = collate(table_rows(inputs, data.schema, trained.id_maps), data.schema)
-
-    bundle = load_bundle(export(run, tmp_path / "bundle", rows=rows).path)
-    columns = bundle.request_columns
-    served = bundle.logits(
-        rows.select([*columns.user, *columns.context]),
-        rows.select(columns.candidate),
-        user_of_row_N=np.arange(50),
-    )
-    expected = eager_logits(trained.model, data.schema, packed)
-    np.testing.assert_allclose(served, expected, rtol=0, atol=1e-5)
-    has_row = trained.id_maps["item"].rows(hash_ids(pa.array(range(48)))) > 1
-    assert has_row.any()
-    assert not has_row.all()
+    bundle = bundle_that_scores_as(run, data, tmp_path / "bundle")
     assert len(bundle.id_maps["item"]) == 60
 
 

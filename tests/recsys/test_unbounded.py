@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from recsys.baseline.inputs import read_tree_rows
-from recsys.bundle import load_bundle
+from recsys.bundle import Bundle, load_bundle
 from recsys.collate import collate
 from recsys.days import open_days
 from recsys.evaluation.doctor import examine
@@ -200,9 +200,8 @@ def test_a_training_that_begins_again_tells_its_ids_once(data: SmallData, tmp_pa
     assert [item["kind"] for item in records[:3]] == ["ids", "ids", "training"]
 
 
-def test_a_row_is_what_its_raw_id_learned_in_training_as_in_the_server(
-    data: SmallData, run: Path, tmp_path: Path
-) -> None:
+def bundle_that_scores_as(run: Path, data: SmallData, folder: Path) -> Bundle:
+    """A run's bundle, which gave known, unknown and missing ids the logits of the run's model."""
     trained = load_run(run)
     rows = raw_rows(50, seed=9)
     strangers = pa.array([None, 10**15, *range(48)], pa.int64())
@@ -211,7 +210,7 @@ def test_a_row_is_what_its_raw_id_learned_in_training_as_in_the_server(
     inputs = data.encoder.encode_inputs(rows)
     packed = collate(table_rows(inputs, data.schema, trained.id_maps), data.schema)
 
-    bundle = load_bundle(export(run, tmp_path / "bundle", rows=rows).path)
+    bundle = load_bundle(export(run, folder, rows=rows).path)
     columns = bundle.request_columns
     served = bundle.logits(
         rows.select([*columns.user, *columns.context]),
@@ -225,8 +224,15 @@ def test_a_row_is_what_its_raw_id_learned_in_training_as_in_the_server(
     has_row = trained.id_maps["item"].rows(hash_ids(pa.array(range(48)))) > 1
     assert has_row.any()
     assert not has_row.all()
+    return bundle
+
+
+def test_a_row_is_what_its_raw_id_learned_in_training_as_in_the_server(
+    data: SmallData, run: Path, tmp_path: Path
+) -> None:
+    bundle = bundle_that_scores_as(run, data, tmp_path / "bundle")
     # What a server does not need stays behind: ids that wait for a row.
-    assert len(bundle.id_maps["item"]) == 60 < len(trained.id_maps["item"])
+    assert len(bundle.id_maps["item"]) == 60 < len(load_run(run).id_maps["item"])
     assert bundle.id_maps["item"].hash_E.flags.writeable is False
 
 
