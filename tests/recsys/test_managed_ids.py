@@ -290,6 +290,24 @@ def test_a_warm_start_goes_on_with_the_parents_map(
         assert training.managed_ids.id_maps()["item"].updates == old.updates + 1
 
 
+def test_a_warm_start_by_days_goes_on_with_what_ids_learned_by_steps(
+    run: Path, tmp_path: Path
+) -> None:
+    tables = {old: new.replace('"zch"', '"unbounded"') for old, new in TABLES.items()}
+    day_by_day, parent = unbounded_data(tmp_path, tables=tables), load_run(run)
+    with begun(experiment_of(day_by_day), tmp_path / "next", parent=run) as training:
+        embeddings, before = training.model.embeddings, parent.model.embeddings
+        for name in NAMES:
+            old, now = parent.id_maps[name].admitted, embeddings.id_maps[name].admitted
+            _, was, here = np.intersect1d(old.hash_E, now.hash_E, return_indices=True)
+            assert len(was) > 10
+            found = embeddings.table_weights()[name][now.row_E[here]]
+            assert torch.equal(found, before.table_weights()[name][old.row_E[was]])
+            assert now.updates > old.updates
+        with closing(training.batches()) as batches:
+            assert training.advance(next(batches).batch) is not None
+
+
 def test_without_torchrec_a_training_says_what_to_install(
     data: SmallData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
